@@ -1,0 +1,224 @@
+"""The label buffer: the one writer of an integration's labels in a run.
+
+`stage` acknowledges a batch when it is durable; a thread flushes what is staged, by size or by age,
+to the lake and from there to the database. What is on disk is in datasets/labels.py; held here is
+only which batches wait. So the actor may die at any moment: its successor reads the disk and goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from actors.integrations import resolve
+from datasets import labels as store
+from datasets.database import Database, open_database
+from datasets.errors import BackfillError, RetryableError
+from datasets.lake import Lake
+from datasets.locks import Lock
+from datasets.mirror import fill, load
+
+# The writer of a killed run may finish a flush before it notices.
+_PREDECESSOR_SECONDS = 60.0
+# Staging waits while this many flushes' worth of rows are staged, so that a slow disk or database
+# slows the classifiers down instead of filling the queue.
+_BACKLOG = 5
+
+
+@dataclass(frozen=True)
+class FlushPolicy:
+    """Flush when `rows` are staged or the oldest has waited `seconds`.
+
+    `never` leaves all in the output queue, for a write phase. `keep` leaves what is flushed in the
+    queue too, for a clear phase. `replace` takes older, rejected rows of the same posts out.
+    """
+
+    rows: int = 100_000
+    seconds: float = 300.0
+    never: bool = False
+    keep: bool = False
+    replace: bool = False
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a batch held. `failed` and `rejected` count posts by reason."""
+
+    labelled: int
+    rejected: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+
+
+class LabelBuffer:
+    """A plain class; `ray.remote` makes it an actor whose calls may overlap."""
+
+    def __init__(self, lake: Lake, integration: str, run_id: str, database_url: str, policy: FlushPolicy) -> None:
+        self._lake, self._run_id, self._url, self._policy = lake, run_id, database_url, policy
+        self._labels = resolve(integration).labels
+        self._lock: Lock | None = None
+        self._database: Database | None = None
+        self._changed = threading.Condition()
+        self._rows: dict[str, int] = {}  # staged batches that wait for a flush
+        self._taken: set[str] = set()  # every batch of this run that is durable
+        self._flushes = 0
+        self._oldest: float | None = None
+        self._closing = False
+        self._error: BackfillError | None = None
+        self._behind: RetryableError | None = None
+        self._flusher = threading.Thread(target=self._flush_until_closed, name="flusher", daemon=True)
+
+    def stage(self, rows: pa.Table) -> Receipt:
+        """Makes a batch durable. The same batch again (a retried call) changes nothing.
+
+        Raises ConfigError where this or an earlier flush could not write.
+        """
+        known = rows.filter(pc.is_valid(rows["was_successfully_labeled"]))
+        receipt = _receipt(rows)
+        if not len(known):
+            return receipt
+        name = store.batch_name(
+            self._labels.integration, str(rows["label_model_revision"][0]), known["uri"].to_pylist()
+        )
+        with self._changed:
+            self._open()
+            self._changed.wait_for(self._has_room)
+            self._raise_error()
+            if name in self._taken:
+                return receipt
+            self._taken.add(name)
+        try:
+            store.stage(self._lake, self._labels, name, known)
+        except BaseException:
+            with self._changed:
+                self._taken.discard(name)
+            raise
+        with self._changed:
+            self._rows[name] = len(known)
+            self._oldest = self._oldest or time.monotonic()
+            self._changed.notify_all()
+        return receipt
+
+    def close(self) -> str | None:
+        """Flushes all that is staged, unless the policy says never. None, or why the database is behind the lake."""
+        with self._changed:
+            self._open()
+            self._closing = True
+            self._changed.notify_all()
+        self._flusher.join()
+        with self._changed:
+            self._raise_error()
+        if self._lock:
+            self._lock.release()
+        return str(self._behind) if self._behind else None
+
+    def _open(self) -> None:
+        """On the first call, because until then the driver may still be reading what recovery would move."""
+        if self._lock:
+            return
+        self._lock = Lock(self._lake, self._labels.integration, "buffer", self._run_id, _PREDECESSOR_SECONDS)
+        store.recover(self._lake, self._labels)
+        if not (self._policy.never or self._policy.keep):
+            store.drop_written(self._lake, self._labels)
+        flushed = store.flushed_batches(self._lake, self._labels, self._run_id)
+        waiting = store.staged(self._lake, self._labels)
+        self._taken = flushed | set(waiting)
+        self._rows = {name: self._lake.num_rows(f"{self._labels.queue}/{name}.parquet") for name in waiting}
+        self._oldest = time.monotonic() if waiting else None
+        self._flusher.start()
+
+    def _has_room(self) -> bool:
+        waiting = sum(self._rows.values())
+        return bool(self._error) or self._policy.never or waiting < _BACKLOG * self._policy.rows
+
+    def _raise_error(self) -> None:
+        if self._error:
+            raise self._error
+
+    def _flush_until_closed(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._due, timeout=1.0)
+                closing, due = self._closing, self._due()
+                batches = list(self._rows)
+            try:
+                if due and not self._policy.never:
+                    self._flush(batches)
+                if closing and not self._policy.never:
+                    self._fill_database([])
+            except BackfillError as error:
+                self._stop(error)
+                return
+            except Exception as error:  # noqa: BLE001 - a thread's error must reach the next caller
+                self._stop(BackfillError(f"the label buffer failed ({type(error).__name__}: {error})"))
+                return
+            if closing:
+                return
+
+    def _due(self) -> bool:
+        if self._closing or self._policy.never:
+            return self._closing
+        waited = time.monotonic() - self._oldest if self._oldest else 0.0
+        return sum(self._rows.values()) >= self._policy.rows or waited >= self._policy.seconds
+
+    def _flush(self, batches: list[str]) -> None:
+        """The batches, at most the policy's rows at a time (at least one batch)."""
+        while batches:
+            taken, rows = 0, 0
+            while taken < len(batches) and (taken == 0 or rows + self._rows[batches[taken]] <= self._policy.rows):
+                rows += self._rows[batches[taken]]
+                taken += 1
+            chunk, batches = batches[:taken], batches[taken:]
+            written = store.flush(
+                self._lake, self._labels, chunk, self._next_name(), keep=self._policy.keep, replace=self._policy.replace
+            )
+            with self._changed:
+                for name in chunk:
+                    del self._rows[name]
+                self._oldest = time.monotonic() if self._rows else None
+                self._changed.notify_all()
+            self._fill_database(written)
+
+    def _next_name(self) -> str:
+        """New for each flush, also after a restart of this actor."""
+        self._flushes += 1
+        return f"{self._run_id}-{time.time_ns():x}-{self._flushes}"
+
+    def _fill_database(self, written: list[str]) -> None:
+        """Loads label files just written, and all that are missing where some may be.
+
+        A database that does not answer costs no label: the lake goes on, and the next flush tries again.
+        """
+        try:
+            if self._database is None:
+                self._database = open_database(self._url)
+                fill(self._lake, self._labels, self._database, ours_only=True)
+            else:
+                for path in written:
+                    load(self._lake, self._labels, self._database, path)
+            self._behind = None
+        except RetryableError as error:
+            self._behind = error
+            if self._database is not None:
+                self._database.close()
+            self._database = None
+
+    def _stop(self, error: BackfillError) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+
+
+def _receipt(rows: pa.Table) -> Receipt:
+    succeeded = rows["was_successfully_labeled"]
+
+    def reasons(mask: pa.ChunkedArray) -> Counter[str]:
+        counts = pc.value_counts(rows["reason"].filter(mask)).to_pylist()
+        return Counter({entry["values"]: entry["counts"] for entry in counts})
+
+    rejected = pc.fill_null(pc.invert(succeeded), False)
+    return Receipt(pc.sum(succeeded).as_py() or 0, reasons(rejected), reasons(pc.is_null(succeeded)))

@@ -1,0 +1,43 @@
+"""Valence by VADER (Hutto & Gilbert 2014), exactly as the package `vaderSentiment` computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from actors.integrations import Integration, NoSettings, Outcome
+
+# The thresholds that VADER's authors give for `compound`.
+POSITIVE, NEGATIVE = 0.05, -0.05
+
+
+class Vader:
+    def __init__(self) -> None:
+        from importlib.metadata import version
+
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+        self.model = "vaderSentiment"
+        self.revision = version("vaderSentiment")
+        self._scores = SentimentIntensityAnalyzer().polarity_scores
+
+    def classify(self, texts: Sequence[str]) -> list[Outcome]:
+        compounds = [self._scores(text)["compound"] for text in texts]
+        return [{"compound": compound, "valence_label": valence_label(compound)} for compound in compounds]
+
+
+def valence_label(compound: float) -> str:
+    if compound >= POSITIVE:
+        return "positive"
+    return "negative" if compound <= NEGATIVE else "neutral"
+
+
+def load(settings: NoSettings) -> Vader:
+    return Vader()
+
+
+INTEGRATION = Integration(
+    name="ml_inference_valence_classifier",
+    alias="v",
+    columns={"compound": "float64", "valence_label": "string"},
+    load=load,
+)

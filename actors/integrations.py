@@ -1,0 +1,94 @@
+"""The registry of integrations. A new one is a file in `actors/classifiers/` and a line here.
+
+Columns, tables, queues, choices on the command line, settings and status follow from it. Nothing
+heavy is imported here: `--help` reads the registry too.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from datasets.errors import ConfigError, RejectedPost, RetryableError
+
+if TYPE_CHECKING:
+    from datasets.labels import Labels
+
+# What became of one post: its values for the integration's own columns, or why there are none.
+Outcome = Mapping[str, Any] | RejectedPost | RetryableError
+# What an actor of the integration mostly uses: a processor, an accelerator, or someone else's quota.
+Placement = Literal["cpu", "gpu", "api"]
+
+
+class Classifier(Protocol):
+    """A loaded model, or the client of one. `model` and `revision` go into every label row."""
+
+    model: str
+    revision: str
+
+    def classify(self, texts: Sequence[str]) -> Sequence[Outcome]:
+        """One outcome a text, in the order of the texts.
+
+        A post's failure is an outcome. Raises FatalError where no post can be labelled. Any other
+        exception is taken for the fault of one of the texts, which is then searched for.
+        """
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """For an integration that has nothing to set."""
+
+
+def _no_check(settings: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Integration:
+    """`columns` are the label columns of its own: name → float64, int64, bool or string.
+
+    `load` runs once in each actor and imports what it needs there. `check` runs in the driver
+    before anything starts and raises ConfigError. `settings` is a frozen dataclass: its fields are
+    the keys that the integration's table in `backfill.toml` may have, and their defaults.
+    """
+
+    name: str
+    alias: str
+    columns: Mapping[str, str]
+    load: Callable[[Any], Classifier]
+    settings: type = NoSettings
+    check: Callable[[Any], None] = _no_check
+    placement: Callable[[Any], Placement] = lambda settings: "cpu"
+
+    @property
+    def labels(self) -> Labels:
+        from datasets.labels import Labels
+        from datasets.schemas import label_schema
+
+        return Labels(self.name, label_schema(self.columns))
+
+
+# The registry: one line an integration, in the order in which commands show them.
+_REGISTRY = ("actors.classifiers.valence",)
+
+
+@functools.cache
+def _registry() -> tuple[Integration, ...]:
+    return tuple(importlib.import_module(module).INTEGRATION for module in _REGISTRY)
+
+
+def integrations() -> dict[str, Integration]:
+    """Name → integration, in the order of the registry."""
+    return {integration.name: integration for integration in _registry()}
+
+
+def resolve(name: str) -> Integration:
+    """By name or alias. Raises ConfigError for any other."""
+    for integration in _registry():
+        if name in (integration.name, integration.alias):
+            return integration
+    known = ", ".join(f"{i.name} ({i.alias})" for i in _registry())
+    raise ConfigError(f"there is no integration {name!r}; the integrations are {known}")

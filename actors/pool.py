@@ -1,0 +1,158 @@
+"""A classifier in an actor of a Ray Data pool: posts in, label rows out, no row lost.
+
+What one post does never costs another its label. An exception is traced to the post that causes it
+by halving. A post that kills the process is traced by what the process wrote down before it went
+on: Ray restarts the actor and gives it the same block, and the note says which rows were at work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from actors.integrations import Classifier, Integration, Outcome, resolve
+from datasets.errors import FatalError, RejectedPost, RetryableError
+from datasets.labels import batch_name
+from datasets.schemas import PARTITION_DATE, POST_COLUMNS, staged_schema
+
+# A range of rows that killed the process is tried again in this many pieces.
+_PIECES = 16
+# Deaths with one row alone at work before the row is to blame: once may be a stranger's kill.
+_DEATHS = 2
+_REASON_CHARS = 300
+
+
+class ClassifierActor:
+    """The callable class for `map_batches(batch_format="pyarrow", batch_size=None)`."""
+
+    def __init__(self, integration: str, settings: Any, run_id: str) -> None:
+        self._integration = resolve(integration)
+        self._classifier = self._integration.load(settings)
+        self._run_id = run_id
+
+    def __call__(self, posts: pa.Table) -> pa.Table:
+        """POST_SCHEMA in; one row a post in `staged_schema` out, in the same order."""
+        texts = posts["text"].to_pylist()
+        name = batch_name(self._integration.name, self._classifier.revision, posts["uri"].to_pylist())
+        with Attempts(f"{self._run_id}-{name}") as attempts:
+            outcomes = classify_surviving(self._classifier, texts, attempts)
+        return label_rows(self._integration, self._classifier, self._run_id, posts, outcomes)
+
+
+def label_rows(
+    integration: Integration, classifier: Classifier, run_id: str, posts: pa.Table, outcomes: Sequence[Outcome]
+) -> pa.Table:
+    """Label rows of `staged_schema`, in the order of `posts`; a passing failure has no `was_successfully_labeled`."""
+    count = len(posts)
+    columns: dict[str, Any] = {name: posts[name] for name in (*POST_COLUMNS, PARTITION_DATE)}
+    for name in integration.columns:
+        columns[name] = [outcome.get(name) if isinstance(outcome, dict) else None for outcome in outcomes]
+    columns["was_successfully_labeled"] = [
+        None if isinstance(outcome, RetryableError) else isinstance(outcome, dict) for outcome in outcomes
+    ]
+    columns["reason"] = [_reason(outcome) for outcome in outcomes]
+    columns["label_timestamp"] = [datetime.now(UTC).strftime("%Y-%m-%d-%H:%M:%S")] * count
+    columns["label_model"] = [classifier.model] * count
+    columns["label_model_revision"] = [classifier.revision] * count
+    columns["run_id"] = [run_id] * count
+    schema = staged_schema(integration.labels.schema)
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def _reason(outcome: Outcome) -> str | None:
+    if isinstance(outcome, RetryableError):
+        return outcome.kind
+    return str(outcome)[:_REASON_CHARS] if isinstance(outcome, RejectedPost) else None
+
+
+def classify_surviving(classifier: Classifier, texts: Sequence[str], attempts: Attempts) -> list[Outcome]:
+    """Outcomes in order, whatever single texts do to the classifier or to its process."""
+    outcomes: list[Outcome] = []
+    for start, stop in attempts.ranges(len(texts)):
+        if attempts.is_poison(start, stop):
+            outcomes.append(RejectedPost(f"the classifier's process died {_DEATHS} times on this post alone"))
+            continue
+        attempts.begin(start, stop)
+        outcomes.extend(_classify_halving(classifier, texts[start:stop]))
+    return outcomes
+
+
+def _classify_halving(classifier: Classifier, texts: Sequence[str]) -> list[Outcome]:
+    try:
+        outcomes = list(classifier.classify(texts))
+        if len(outcomes) != len(texts):
+            raise FatalError(f"{classifier.model} gave {len(outcomes)} answers for {len(texts)} posts")
+        return outcomes
+    except FatalError:
+        raise
+    except (RejectedPost, RetryableError) as error:
+        return [error] * len(texts)
+    except Exception as error:  # noqa: BLE001 - any fault of a model becomes the reason of the post that causes it
+        if len(texts) == 1:
+            return [RejectedPost(f"{type(error).__name__}: {error}")]
+        half = len(texts) // 2
+        return _classify_halving(classifier, texts[:half]) + _classify_halving(classifier, texts[half:])
+
+
+class Attempts:
+    """A note outside the process of which rows of a block are at work, for whoever takes the block next.
+
+    It is for deaths of the process, not of the machine, so it is written and not synced. A block
+    that is done leaves no note.
+    """
+
+    def __init__(self, block: str) -> None:
+        folder = os.path.join(tempfile.gettempdir(), f"label-backfill-{os.getuid()}")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        self._path = os.path.join(folder, f"{block}.json")
+        # `suspects` are disjoint ranges in order, each with its deaths while it was at work alone.
+        self._suspects: list[tuple[int, int, int]] = []
+        with contextlib.suppress(FileNotFoundError, ValueError), open(self._path) as file:
+            note = json.load(file)
+            self._suspects = _narrow([tuple(entry) for entry in note["suspects"]], tuple(note["at_work"]))
+
+    def ranges(self, count: int) -> list[tuple[int, int]]:
+        """`count` rows in order, so cut that each suspect is alone."""
+        found: list[tuple[int, int]] = []
+        position = 0
+        for start, stop, _ in self._suspects:
+            if position < start:
+                found.append((position, start))
+            found.append((start, stop))
+            position = stop
+        if position < count:
+            found.append((position, count))
+        return found
+
+    def is_poison(self, start: int, stop: int) -> bool:
+        return stop - start == 1 and any(entry[:2] == (start, stop) and entry[2] >= _DEATHS for entry in self._suspects)
+
+    def begin(self, start: int, stop: int) -> None:
+        with open(f"{self._path}.new", "w") as file:
+            json.dump({"suspects": self._suspects, "at_work": (start, stop)}, file)
+        os.replace(f"{self._path}.new", self._path)
+
+    def __enter__(self) -> Attempts:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+
+def _narrow(suspects: list[tuple[int, ...]], died: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """The suspects after one more death, with rows `died` at work: that range in pieces, or blamed once more."""
+    start, stop = died
+    known = [(s, e, deaths) for s, e, deaths in suspects if (s, e) != (start, stop)]
+    if stop - start == 1:
+        deaths = sum(entry[2] for entry in suspects if entry[:2] == (start, stop)) + 1
+        return sorted([*known, (start, stop, deaths)])
+    size = max(1, -(-(stop - start) // _PIECES))
+    return sorted([*known, *((s, min(s + size, stop), 0) for s in range(start, stop, size))])

@@ -1,0 +1,79 @@
+"""Ray: starting it here or joining a running one, quietly."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+# Blocks in flight are a few MiB each; what lies in the object store is memory that a laptop lacks.
+_OBJECT_STORE_BYTES = 2 * 1024**3
+
+
+def start_ray(address: str | None, *, debug: bool) -> None:
+    """Joins the Ray at `address`, or starts one on this machine where there is none given.
+
+    Raises ConfigError where it cannot be reached.
+    """
+    _quieten_environment(debug)
+    import ray
+
+    options: dict[str, Any] = {
+        "log_to_driver": debug,
+        "logging_level": logging.INFO if debug else logging.FATAL,
+        "configure_logging": True,
+    }
+    if address:
+        options["address"] = address
+        # A submitted job has its working directory from the submission already.
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+            options["runtime_env"] = {"working_dir": str(ROOT), "excludes": _excludes()}
+    else:
+        options |= {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    # Two seconds of imports fit into the wait for Ray's processes.
+    data = threading.Thread(target=importlib.import_module, args=("ray.data",), daemon=True)
+    data.start()
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"Ray at {address} cannot be reached" if address else "Ray cannot be started here"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{where} ({reason}); check --ray-address, or leave it out to start Ray here") from error
+    data.join()
+    _quieten_data(debug)
+
+
+def _excludes() -> list[str]:
+    """What .rayignore keeps out of an upload, for a driver that is not a submitted job."""
+    lines = (ROOT / ".rayignore").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def _quieten_environment(debug: bool) -> None:
+    """Has to come before the first import of ray, which reads these."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # From Ray 2.60's notice: workers with num_gpus=0 will keep CUDA_VISIBLE_DEVICES as it is.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not debug:
+        os.environ.setdefault("RAY_LOG_TO_DRIVER_EVENT_LEVEL", "FATAL")
+        warnings.filterwarnings("ignore", module=r"ray\..*")
+
+
+def _quieten_data(debug: bool) -> None:
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    if not debug:
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        for name in ("ray", "ray.data", "ray.serve"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,129 @@
+"""What a command works with: the lake, the database, Ray, and the settings from `backfill.toml`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from secrets import token_hex
+from typing import Any
+
+from actors.integrations import Integration, integrations
+from datasets.errors import ConfigError
+from datasets.lake import Lake
+
+DEFAULT_CONFIG = "backfill.toml"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """The table `[run]`. Rows are posts; `flush_seconds` is how old a staged label may get."""
+
+    flush_rows: int = 100_000
+    flush_seconds: float = 300.0
+    block_rows: int = 8192
+    api_block_rows: int = 128
+
+
+@dataclass(frozen=True)
+class Config:
+    """`backfill.toml`, validated. An integration that it does not name has the defaults."""
+
+    run: RunSettings = RunSettings()
+    integrations: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, integration: Integration) -> Any:
+        return self.integrations.get(integration.name, integration.settings())
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a command works. `ray_address` None: Ray is started on this machine."""
+
+    lake: Lake
+    database_url: str
+    ray_address: str | None = None
+    config: Config = Config()
+    debug: bool = False
+
+
+def workspace(
+    data_dir: str, database_url: str | None, ray_address: str | None, config: str | None, *, debug: bool
+) -> Workspace:
+    """Raises ConfigError for a config file that does not fit."""
+    lake = Lake(data_dir)
+    if database_url is None:
+        database_url = f"sqlite:///{data_dir.rstrip('/')}/backfill.db"
+    return Workspace(lake, database_url, ray_address or None, load_config(config), debug)
+
+
+def new_run_id() -> str:
+    """Sorts by time, and differs between runs of the same second."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{token_hex(3)}"
+
+
+def load_config(path: str | None) -> Config:
+    """The named file, which must exist, or `backfill.toml` here, which need not."""
+    if path is None and not os.path.exists(DEFAULT_CONFIG):
+        return Config()
+    path = path or DEFAULT_CONFIG
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"the config file {path} cannot be read ({error.strerror}); check --config") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML ({error}); mend that line") from error
+    unknown = set(document) - {"run", "integrations"}
+    if unknown:
+        raise ConfigError(f"{path}: there is no table [{min(unknown)}]; use [run] and [integrations.NAME]")
+    known = integrations()
+    settings = {}
+    for name, table in document.get("integrations", {}).items():
+        if name not in known:
+            raise ConfigError(f"{path}: there is no integration {name!r}; the integrations are {', '.join(known)}")
+        settings[name] = _build(known[name].settings, table, f"{path} [integrations.{name}]")
+    return Config(_build(RunSettings, document.get("run", {}), f"{path} [run]"), settings)
+
+
+def _build(kind: type, table: Any, where: str) -> Any:
+    """An instance of the dataclass `kind` from a TOML table whose keys and types fit its fields."""
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where} must be a table")
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    for key, value in table.items():
+        if key not in names:
+            raise ConfigError(f"{where}: there is no setting {key!r}; the settings are {', '.join(names) or 'none'}")
+        if not _is_a(value, hints[key]):
+            raise ConfigError(f"{where}: {key} = {value!r} is not of the type {_shown(hints[key])}")
+    try:
+        return kind(**table)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_a(value, option) for option in typing.get_args(hint))
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, dict) and all(_is_a(entry, typing.get_args(hint)[1]) for entry in value.values())
+    if origin in (tuple, list):
+        return isinstance(value, list) and all(_is_a(entry, typing.get_args(hint)[0]) for entry in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
+def _shown(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(repr(value) for value in typing.get_args(hint))
+    return getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)

@@ -1,0 +1,121 @@
+"""What a user sees of a run: one line that moves on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TextIO
+
+# Seconds between updates on a terminal, and between plain lines.
+_TERMINAL_SECONDS, _PLAIN_SECONDS = 0.5, 10.0
+# The rate is that of the last so many seconds.
+_RATE_WINDOW = 30.0
+_WIDTH = 79
+
+
+@dataclass
+class Tally:
+    """One integration's posts in a run."""
+
+    eligible: int = 0
+    labelled: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    retryable: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    error: str | None = None
+    behind: str | None = None
+
+    @property
+    def done(self) -> int:
+        return self.labelled + self.rejected.total()
+
+    @property
+    def failed(self) -> int:
+        """Left for the next run: passing failures, and what was not reached."""
+        return self.eligible - self.done
+
+
+class Progress:
+    """Prints to `stream` until closed. `tallies` may change in other threads meanwhile."""
+
+    def __init__(self, stream: TextIO, tallies: dict[str, Tally]) -> None:
+        self._stream, self._tallies = stream, tallies
+        self._terminal = stream.isatty()
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._shown = ""
+        self._status = ""
+        self._seen: deque[tuple[float, int]] = deque()
+        self._thread = threading.Thread(target=self._print_until_closed, name="progress", daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._terminal:
+            self._write("")
+        elif self._done() and self._shown != self._line():
+            self.say(self._line())
+
+    def status(self, text: str) -> None:
+        """What is going on before the first label."""
+        self._status = text
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        with self._lock:
+            if self._terminal:
+                self._stream.write("\r\x1b[K")
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+    def _print_until_closed(self) -> None:
+        period = _TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS
+        while not self._stop.wait(period):
+            line = self._line()
+            if self._terminal:
+                self._write(line)
+            elif line != self._shown:
+                self.say(line)
+            self._shown = line
+
+    def _write(self, line: str) -> None:
+        with self._lock:
+            self._stream.write(f"\r\x1b[K{line[:_WIDTH]}")
+            self._stream.flush()
+
+    def _done(self) -> int:
+        return sum(tally.done for tally in self._tallies.values())
+
+    def _line(self) -> str:
+        eligible = sum(tally.eligible for tally in self._tallies.values())
+        rejected = sum(tally.rejected.total() for tally in self._tallies.values())
+        done = self._done()
+        if not done:
+            return self._status
+        rate = self._rate(done)
+        eta = format_seconds((eligible - done) / rate) if rate else "?"
+        return f"{done:,} of {eligible:,} posts, {rate:,.0f}/s, {eta} left, {rejected:,} rejected"
+
+    def _rate(self, done: int) -> float:
+        now = time.monotonic()
+        if not self._seen or self._seen[-1][1] != done:
+            self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[0][0] < now - _RATE_WINDOW:
+            self._seen.popleft()
+        (then, before) = self._seen[0]
+        return (done - before) / (now - then) if now > then and done > before else 0.0
+
+
+def format_seconds(seconds: float) -> str:
+    """12 s, 3 min 20 s, 5 h 10 min, 3 d 4 h."""
+    whole = round(seconds)
+    for size, name, smaller, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {name} {whole % size // smaller} {small}"
+    return f"{whole} s"

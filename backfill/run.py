@@ -1,0 +1,252 @@
+"""The run: selected posts of several integrations side by side through their pools into the lake and the database."""
+
+from __future__ import annotations
+
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, TextIO
+
+from actors.buffer import FlushPolicy, LabelBuffer, Receipt
+from actors.integrations import Integration
+from backfill.cluster import start_ray
+from backfill.config import Workspace, new_run_id
+from backfill.progress import Progress, Tally
+from backfill.scope import BadFiles, Scope, find_posts, unlabelled
+from datasets import labels as store
+from datasets.database import open_database, record_run
+from datasets.errors import BackfillError
+from datasets.locks import Lock
+from datasets.posts import Selection
+
+# Finds the posts of each integration: called once the integrations are locked and recovered.
+# It calls back as soon as it knows that there are some.
+Find = Callable[[Callable[[], None]], Mapping[str, Selection]]
+_STOP_SECONDS = 5.0
+
+
+@dataclass
+class RunResult:
+    run_id: str
+    tallies: dict[str, Tally]
+    skipped: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """0 all labelled or rejected, 1 an integration stopped, 3 posts are left for the next run."""
+        if self.interrupted:
+            return 130
+        if any(tally.error or tally.behind for tally in self.tallies.values()):
+            return 1
+        return 3 if any(tally.failed for tally in self.tallies.values()) else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        counts = {
+            name: {
+                "eligible": tally.eligible,
+                "labelled": tally.labelled,
+                "rejected": tally.rejected.total(),
+                "failed": tally.failed,
+                "seconds": round(tally.seconds, 3),
+            }
+            for name, tally in self.tallies.items()
+        }
+        return {"integrations": counts, "run_id": self.run_id}
+
+
+def run(
+    place: Workspace, scope: Scope, chosen: Sequence[Integration], bad_files: BadFiles, stream: TextIO
+) -> RunResult:
+    """The fused run: eligible posts to labels in the lake and the database."""
+
+    def find(on_found: Callable[[], None]) -> Mapping[str, Selection]:
+        excluded = unlabelled(place.lake, chosen, retry_rejected=scope.retry_rejected, on_bad=bad_files)
+        return find_posts(place.lake, scope, excluded, bad_files, on_found)
+
+    policy = FlushPolicy(place.config.run.flush_rows, place.config.run.flush_seconds, replace=scope.retry_rejected)
+    selection = {**scope.as_dict(), "integrations": [integration.name for integration in chosen]}
+    result = label_all(place, chosen, find, policy, "run", selection, stream)
+    result.skipped = [str(error) for error in bad_files.skipped]
+    return result
+
+
+def label_all(
+    place: Workspace,
+    chosen: Sequence[Integration],
+    find: Find,
+    policy: FlushPolicy,
+    command: str,
+    selection: Mapping[str, Any],
+    stream: TextIO,
+) -> RunResult:
+    """Labels what `find` finds. Everything that may refuse does so before anything is touched."""
+    place.lake.check()
+    for integration in chosen:
+        integration.check(place.config.settings(integration))
+    run_id = new_run_id()
+    result = RunResult(run_id, {integration.name: Tally() for integration in chosen})
+    record: dict[str, Any] = {
+        "run_id": run_id,
+        "command": command,
+        "selection": dict(selection),
+        "started_at": _now(),
+        "versions": {"python": platform.python_version(), "ray": version("ray"), "pyarrow": version("pyarrow")},
+    }
+    database = open_database(place.database_url)
+    with ExitStack() as stack:
+        stack.callback(database.close)
+        for integration in chosen:
+            stack.enter_context(Lock(place.lake, integration.name, "run", run_id))
+        for integration in chosen:
+            with Lock(place.lake, integration.name, "buffer", run_id, wait=60.0):
+                store.recover(place.lake, integration.labels)
+        record_run(database, record)
+        progress = stack.enter_context(Progress(stream, result.tallies))
+        try:
+            _label_found(place, chosen, find, policy, result, progress)
+        except BackfillError:
+            record_run(database, {**record, "finished_at": _now(), "counts": _counts(result), "exit_code": 1})
+            raise
+        done = {"finished_at": _now(), "counts": _counts(result), "exit_code": result.exit_code}
+        record_run(database, {**record, **done})
+    return result
+
+
+def _label_found(
+    place: Workspace,
+    chosen: Sequence[Integration],
+    find: Find,
+    policy: FlushPolicy,
+    result: RunResult,
+    progress: Progress,
+) -> None:
+    """Ray takes seconds to start, in which posts can be selected; and nothing to label needs no Ray.
+
+    Ray starts in this, the main thread: its processes are told to end with the thread that started them.
+    """
+    progress.status("looking for posts to label")
+    known = threading.Event()
+    started = False
+    try:
+        with ThreadPoolExecutor(1) as executor:
+            finding = executor.submit(find, known.set)
+            finding.add_done_callback(lambda _: known.set())
+            known.wait()
+            if not finding.done() or any(selection.total for selection in finding.result().values()):
+                start_ray(place.ray_address, debug=place.debug)
+                started = True
+            selections = finding.result()
+        for name, selection in selections.items():
+            result.tallies[name].eligible = selection.total
+        busy = [integration for integration in chosen if selections[integration.name].total]
+        for integration in chosen:
+            if integration not in busy:
+                _finish_leftovers(place, integration, policy, result)
+        if busy:
+            progress.status("starting the classifiers")
+            _label_with_ray(place, busy, selections, policy, result, progress)
+    except KeyboardInterrupt:
+        result.interrupted = True
+    finally:
+        if started:
+            import ray
+
+            ray.shutdown()
+
+
+def _finish_leftovers(place: Workspace, integration: Integration, policy: FlushPolicy, result: RunResult) -> None:
+    """Nothing to label, but a killed run may have left staged labels, or the database may be behind."""
+    buffer = LabelBuffer(place.lake, integration.name, result.run_id, place.database_url, policy)
+    result.tallies[integration.name].behind = buffer.close()
+
+
+def _label_with_ray(
+    place: Workspace,
+    chosen: Sequence[Integration],
+    selections: Mapping[str, Selection],
+    policy: FlushPolicy,
+    result: RunResult,
+    progress: Progress,
+) -> None:
+    import ray
+
+    from backfill import pipeline
+
+    settings = {integration.name: place.config.settings(integration) for integration in chosen}
+    pools = pipeline.size_pools({i.name: i.placement(settings[i.name]) for i in chosen})
+    buffers = {i.name: pipeline.make_buffer(place.lake, i, result.run_id, place.database_url, policy) for i in chosen}
+    stop = threading.Event()
+
+    def label(integration: Integration) -> None:
+        name, tally, started = integration.name, result.tallies[integration.name], time.monotonic()
+
+        def count(receipt: Receipt) -> None:
+            tally.labelled += receipt.labelled
+            tally.rejected.update(receipt.rejected)
+            tally.retryable.update(receipt.failed)
+
+        try:
+            pipeline.label_posts(
+                place.lake, integration, settings[name], selections[name], pools[name],
+                place.config.run, result.run_id, buffers[name], count, stop,
+            )  # fmt: skip
+        except BackfillError as error:
+            tally.error = str(error)
+        tally.seconds = time.monotonic() - started
+
+    _in_threads(label, chosen, stop, result, progress)
+    for name, buffer in buffers.items():
+        tally = result.tallies[name]
+        try:
+            tally.behind = ray.get(buffer.close.remote())
+        except Exception as error:  # noqa: BLE001 - Ray wraps it; unwrapped here
+            tally.error = tally.error or str(pipeline.our_error(error))
+
+
+def _in_threads(
+    label: Callable[[Integration], None],
+    chosen: Sequence[Integration],
+    stop: threading.Event,
+    result: RunResult,
+    progress: Progress,
+) -> None:
+    """One thread an integration: Datasets of one driver run side by side from threads."""
+    threads = [threading.Thread(target=label, args=(i,), name=i.name, daemon=True) for i in chosen]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)
+    except KeyboardInterrupt:
+        result.interrupted = True
+        stop.set()
+        progress.say("stopping; what is labelled is being saved")
+        for thread in threads:
+            thread.join(_STOP_SECONDS)
+
+
+def _counts(result: RunResult) -> dict[str, Any]:
+    return {
+        name: {
+            "eligible": tally.eligible,
+            "labelled": tally.labelled,
+            "rejected": dict(tally.rejected),
+            "failed": tally.failed,
+            "retryable": dict(tally.retryable),
+            "seconds": round(tally.seconds, 3),
+            "error": tally.error,
+        }
+        for name, tally in result.tallies.items()
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,86 @@
+"""Errors, named by the reaction that they ask for.
+
+    BackfillError
+    ├── ConfigError      the user must set or mend something; exit 1, one sentence
+    │   └── BadFile      one file of the lake cannot be used: stop, or go on without it
+    ├── RetryableError   passing: try again, after `retry_after` seconds if the other side said so
+    ├── RejectedPost     this post cannot be labelled: keep it as a row with its reason, go on
+    └── FatalError       this integration cannot go on; the others do
+
+They cross process borders, so every one of them pickles.
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class BackfillError(Exception):
+    """Base of every error that we raise on purpose. Its text is one sentence for the user."""
+
+
+class ConfigError(BackfillError):
+    """Something that the user must set or mend before the command can go on."""
+
+
+class BadFile(ConfigError):
+    """A file of the lake that cannot be used, and why."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}; replace or remove this file, or go on without it with --skip-bad-files"
+
+
+class RetryableError(BackfillError):
+    """A passing failure.
+
+    `retry_after` is in seconds, None when the other side named no time. `kind` is the failure in
+    general words (`http_503`, `timeout`, `malformed`), for counting.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None, kind: str = "passing") -> None:
+        super().__init__(message, retry_after, kind)
+        self.message = message
+        self.retry_after = retry_after
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class RejectedPost(BackfillError):
+    """One post that cannot be labelled. Its text is the reason that the label row keeps."""
+
+
+class FatalError(BackfillError):
+    """This integration cannot go on (a wrong key, a missing model). Says what to do."""
+
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EACCES: "permission denied; check who owns the folder and its mode",
+    errno.EPERM: "permission denied; check who owns the folder and its mode",
+    errno.EROFS: "the file system is read-only; choose another --data-dir",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another --data-dir",
+    errno.ENAMETOOLONG: "the path is too long; choose a shorter --data-dir",
+}
+
+
+def from_os_error(verb: str, path: str, error: OSError) -> ConfigError:
+    """One sentence about a failed file operation: what was tried (`verb`), where, why, what to do."""
+    return ConfigError(f"cannot {verb} {path}: {os_error_reason(error)}")
+
+
+def os_error_reason(error: OSError) -> str:
+    """The reason and the advice in an `OSError`. pyarrow's keep the number only in their text."""
+    number = error.errno
+    if number is None:
+        number = next((code for code in _ADVICE if f"[errno {code}]" in str(error)), None)
+    if number in _ADVICE:
+        return _ADVICE[number]
+    return error.strerror or str(error).splitlines()[0]

@@ -1,0 +1,279 @@
+"""The lake: a folder or an `s3://` prefix of date-partitioned Parquet, and how files get into it.
+
+    <dataset>/{cache,active}/partition_date=YYYY-MM-DD/*.parquet
+
+A file of the lake is there whole or not at all. On a disk that is write-aside, sync, rename, sync
+of the folder; on S3 an object appears when its upload is complete. Names that start with a dot or
+an underscore are never data.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from datasets.errors import BadFile, ConfigError, from_os_error, os_error_reason
+
+POSTS = "preprocessed_posts"
+FEEDS = "fetch_posts_used_in_feeds"
+TIERS = ("cache", "active")
+
+# Rows decoded at a time: what a reader holds of a file is this many rows, however large the file.
+READ_ROWS = 65_536
+_ASIDE = re.compile(r"^\.(.+)\.aside-[0-9a-f]{8}$")
+_PARTITION = re.compile(r"^partition_date=(\d{4}-\d{2}-\d{2})$")
+
+
+@dataclass(frozen=True)
+class Lake:
+    """A place that holds datasets. `root` is a folder or `s3://bucket/prefix`.
+
+    Paths that the methods take and give are relative to the root, with `/`.
+    """
+
+    root: str
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.root
+
+    def show(self, path: str) -> str:
+        """`path` as the user knows it."""
+        return f"{self.root.rstrip('/')}/{path}" if path else self.root
+
+    def _full(self, path: str) -> str:
+        base = _open(self.root)[1]
+        return f"{base}/{path}" if path else base
+
+    @property
+    def _fs(self) -> pafs.FileSystem:
+        return _open(self.root)[0]
+
+    def folders(self, path: str) -> list[str]:
+        """The names of the folders in `path`, sorted; none where there is no such folder."""
+        return [info.base_name for info in self._list(path) if info.type == pafs.FileType.Directory]
+
+    def files(self, path: str, suffix: str = ".parquet") -> list[str]:
+        """The paths of the data files in `path` that end with `suffix`, sorted."""
+        return [
+            f"{path}/{info.base_name}"
+            for info in self._list(path)
+            if info.type == pafs.FileType.File
+            and info.base_name.endswith(suffix)
+            and not info.base_name.startswith((".", "_"))
+        ]
+
+    def partitions(self, dataset: str, start: str | None = None, end: str | None = None) -> dict[str, list[str]]:
+        """Partition date → its files in both tiers, for the inclusive range; dates and files sorted."""
+        found: dict[str, list[str]] = {}
+        for tier in TIERS:
+            for name in self.folders(f"{dataset}/{tier}"):
+                day = partition_date(name)
+                if day is None or (start and day < start) or (end and day > end):
+                    continue
+                files = self.files(f"{dataset}/{tier}/{name}")
+                if files:
+                    found.setdefault(day, []).extend(files)
+        return dict(sorted(found.items()))
+
+    def _list(self, path: str) -> list[pafs.FileInfo]:
+        selector = pafs.FileSelector(self._full(path), allow_not_found=True)
+        try:
+            return sorted(self._fs.get_file_info(selector), key=lambda info: info.base_name)
+        except OSError as error:
+            raise from_os_error("list", self.show(path), error) from error
+
+    def exists(self, path: str) -> bool:
+        try:
+            return bool(self._fs.get_file_info(self._full(path)).type != pafs.FileType.NotFound)
+        except OSError as error:
+            raise from_os_error("look at", self.show(path), error) from error
+
+    def open_parquet(self, path: str) -> pq.ParquetFile:
+        """Raises BadFile where the file is not whole Parquet, ConfigError where it cannot be opened."""
+        try:
+            return pq.ParquetFile(self._fs.open_input_file(self._full(path)))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{self.show(path)} was removed while it was needed; run the command again") from error
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise BadFile(self.show(path), f"not a readable Parquet file ({_first_line(error)})") from error
+        except OSError as error:
+            raise BadFile(self.show(path), f"cannot be read ({os_error_reason(error)})") from error
+
+    def num_rows(self, path: str) -> int:
+        """From the footer alone."""
+        with self.open_parquet(path) as file:
+            return int(file.metadata.num_rows)
+
+    def read(
+        self, path: str, schema: pa.Schema, optional: Sequence[str] = (), row_groups: Sequence[int] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """The columns of `schema`, batch by batch, cast to its types. An absent `optional` column is null.
+
+        Raises BadFile for a missing column, a wrong type, or bytes that do not decode.
+        """
+        with self.open_parquet(path) as file:
+            present = _check_columns(self.show(path), file.schema_arrow, schema, optional)
+            batches = file.iter_batches(READ_ROWS, row_groups=row_groups, columns=present, use_threads=False)
+            while True:
+                try:
+                    batch = next(batches, None)
+                    if batch is None:
+                        return
+                    columns = [
+                        batch[field.name].cast(field.type)
+                        if field.name in present
+                        else pa.nulls(len(batch), field.type)
+                        for field in schema
+                    ]
+                except (pa.ArrowException, OSError) as error:
+                    raise BadFile(self.show(path), f"cannot be decoded ({_first_line(error)})") from error
+                yield pa.record_batch(columns, schema=schema)
+
+    def read_bytes(self, path: str) -> bytes:
+        try:
+            with self._fs.open_input_file(self._full(path)) as file:
+                return bytes(file.read())
+        except OSError as error:
+            raise from_os_error("read", self.show(path), error) from error
+
+    def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
+        """Durable when it returns; a reader sees all of it or nothing. Replaces what was there."""
+        try:
+            if self.is_local:
+                _write_local(self._full(path), data)
+            else:
+                # One write, then close: an exception before close leaves no object behind.
+                with self._fs.open_output_stream(self._full(path)) as stream:
+                    stream.write(data)
+        except OSError as error:
+            raise from_os_error("write", self.show(path), error) from error
+
+    def write_parquet(self, path: str, table: pa.Table, metadata: dict[str, str] | None = None) -> None:
+        """`metadata` goes into the file's footer."""
+        if metadata:
+            table = table.replace_schema_metadata(metadata)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", compression_level=1)
+        self.write_bytes(path, sink.getvalue())
+
+    def delete(self, path: str) -> None:
+        """Removes a file; one that is gone already is fine."""
+        try:
+            self._fs.delete_file(self._full(path))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise from_os_error("delete", self.show(path), error) from error
+
+    def sweep(self, path: str) -> None:
+        """Removes what killed writers left aside in `path`. Only its one writer may call this."""
+        for info in self._list(path):
+            if _ASIDE.match(info.base_name):
+                self.delete(f"{path}/{info.base_name}")
+
+    def check(self) -> None:
+        """Raises ConfigError unless the root exists and can be written."""
+        if not self.exists(""):
+            raise ConfigError(f"there is no data folder {self.root}; set --data-dir or BACKFILL_DATA_DIR")
+        probe = f".probe-{secrets.token_hex(4)}"
+        self.write_bytes(probe, b"")
+        self.delete(probe)
+
+
+def partition_date(folder: str) -> str | None:
+    """The date in `partition_date=YYYY-MM-DD`, None for any other name."""
+    match = _PARTITION.match(folder)
+    if match is None:
+        return None
+    try:
+        return date.fromisoformat(match[1]).isoformat()
+    except ValueError:
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _open(root: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a root and the root's path in it."""
+    if "://" not in root:
+        return pafs.LocalFileSystem(), os.path.abspath(root)
+    if not root.startswith("s3://"):
+        raise ConfigError(f"{root} is neither a folder nor an s3:// address; set --data-dir to one of them")
+    # A region that is not set makes the SDK ask a metadata service, which hangs outside AWS.
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    fs = pafs.S3FileSystem(region=region, endpoint_override=endpoint, background_writes=False)
+    return fs, root.removeprefix("s3://").rstrip("/")
+
+
+def _check_columns(shown: str, actual: pa.Schema, wanted: pa.Schema, optional: Sequence[str]) -> list[str]:
+    present = []
+    for field in wanted:
+        index = actual.get_field_index(field.name)
+        if index < 0:
+            if field.name in optional:
+                continue
+            raise BadFile(shown, f"has no column '{field.name}'")
+        if not _fits(actual.field(index).type, field.type):
+            raise BadFile(shown, f"column '{field.name}' is {actual.field(index).type}, not {field.type}")
+        present.append(field.name)
+    return present
+
+
+def _fits(actual: pa.DataType, wanted: pa.DataType) -> bool:
+    if pa.types.is_dictionary(actual):
+        actual = actual.value_type
+    if pa.types.is_null(actual) or actual == wanted:
+        return True
+    if pa.types.is_string(wanted):
+        return bool(pa.types.is_large_string(actual) or pa.types.is_string_view(actual))
+    numeric = pa.types.is_integer(actual) or pa.types.is_floating(actual)
+    return bool(numeric and (pa.types.is_floating(wanted) or pa.types.is_integer(wanted)))
+
+
+def _write_local(path: str, data: bytes | pa.Buffer) -> None:
+    folder, name = os.path.split(path)
+    _make_folder(folder)
+    aside = os.path.join(folder, f".{name}.aside-{secrets.token_hex(4)}")
+    try:
+        with open(aside, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        if os.path.exists(aside):
+            os.unlink(aside)
+        raise
+    _sync_folder(folder)
+
+
+def _make_folder(folder: str) -> None:
+    """Also syncs each parent in which a folder was made: a name that is not on disk holds no file."""
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(folder)
+    _make_folder(parent)
+    os.makedirs(folder, exist_ok=True)
+    _sync_folder(parent)
+
+
+def _sync_folder(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

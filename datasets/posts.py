@@ -1,0 +1,351 @@
+"""Which posts are eligible: in the range, whole, the first of their URI, and not excluded yet.
+
+A selection is made once, before anything runs: one bit for each row of the files that were there.
+Reading by these bits gives the same posts however often it is repeated, whatever has been labelled
+meanwhile, and that is what lets a lost block be read again without labelling a post twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datasets.errors import BadFile, ConfigError
+from datasets.lake import FEEDS, POSTS, Lake
+from datasets.schemas import POST_SCHEMA
+
+Bits = npt.NDArray[np.bool_]
+# Partition date → URIs, to keep to (members) or to leave out (excluded).
+UrisOf = Callable[[str], pa.ChunkedArray]
+# Given a file that cannot be used, raises it or notes it and returns.
+OnBadFile = Callable[[BadFile], None]
+
+# Rows that one Part holds at the most where row groups allow it, so that no read runs for long.
+PART_ROWS = 50_000
+# Partitions scanned at a time: each holds the URIs of its posts and of their labels in memory.
+_SCAN_THREADS = min(4, os.cpu_count() or 1)
+_URI = pa.schema([("uri", pa.string())])
+_READ = pa.schema([POST_SCHEMA.field(name) for name in ("uri", "text", "preprocessing_timestamp")])
+# Keys of the hashes (16 bytes). Part of the contract: another key is another sample.
+_IDENTITY_KEY = "label-backfill-0"
+_SAMPLE_KEY = "sample-{:09d}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The chosen rows of some row groups of one file; `mask` holds one bit a row, packed."""
+
+    path: str
+    date: str
+    row_groups: tuple[int, ...]
+    num_rows: int
+    chosen: int
+    mask: bytes
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Parts in the order of their dates."""
+
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def total(self) -> int:
+        return sum(part.chosen for part in self.parts)
+
+    def by_date(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for part in self.parts:
+            counts[part.date] = counts.get(part.date, 0) + part.chosen
+        return counts
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where posts are looked for: files by partition date, and the URIs to keep to, if not all."""
+
+    files: Mapping[str, Sequence[str]]
+    members: UrisOf | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A proportion of all posts, the same ones for every integration and every run with this seed."""
+
+    proportion: float
+    seed: int = 0
+
+
+def raise_bad_file(error: BadFile) -> None:
+    raise error
+
+
+def post_sources(lake: Lake, record_type: str, start: str, end: str, lookback_days: int, on_bad: OnBadFile) -> Sources:
+    """The files that hold the posts of a record type for an inclusive range of dates.
+
+    For `posts_used_in_feeds` the range is of feed dates; a feed of date D shows posts of the dates
+    D − `lookback_days` to D.
+    """
+    if not lake.exists(POSTS):
+        raise ConfigError(f"{lake.show(POSTS)} does not exist; --data-dir must be a lake with {POSTS} in it")
+    if record_type == "posts":
+        return Sources(lake.partitions(POSTS, start, end))
+    if not lake.exists(FEEDS):
+        raise ConfigError(f"{lake.show(FEEDS)} does not exist; posts_used_in_feeds needs the feeds of these dates")
+    feeds = lake.partitions(FEEDS, start, end)
+
+    @lru_cache(maxsize=lookback_days + 1 + _SCAN_THREADS)
+    def shown(day: str) -> pa.ChunkedArray:
+        return read_uris(lake, feeds.get(day, ()), on_bad)
+
+    def members(day: str) -> pa.ChunkedArray:
+        days = [day_after(day, n) for n in range(lookback_days + 1)]
+        return pa.chunked_array([chunk for d in days if d in feeds for chunk in shown(d).chunks], pa.string())
+
+    return Sources(lake.partitions(POSTS, day_after(start, -lookback_days), end), members)
+
+
+def day_after(day: str, days: int) -> str:
+    return (date.fromisoformat(day) + timedelta(days)).isoformat()
+
+
+def read_uris(lake: Lake, paths: Iterable[str], on_bad: OnBadFile = raise_bad_file) -> pa.ChunkedArray:
+    """The `uri` column of some files. A bad file gives none, unless `on_bad` raises."""
+    chunks: list[pa.Array] = []
+    for path in paths:
+        try:
+            chunks.extend([batch["uri"] for batch in lake.read(path, _URI)])
+        except BadFile as error:
+            on_bad(error)
+    return pa.chunked_array(chunks, pa.string())
+
+
+def select(
+    lake: Lake,
+    sources: Sources,
+    excluded: Mapping[str, UrisOf],
+    sample: Sample | None = None,
+    limit: int | None = None,
+    on_bad: OnBadFile = raise_bad_file,
+    on_found: Callable[[], None] = lambda: None,
+) -> dict[str, Selection]:
+    """For each name of `excluded`, the eligible posts that its URIs leave, at most `limit`, earliest dates first.
+
+    `on_found` is called, once or more, as soon as it is clear that there are some.
+
+    The posts are read once for all names. Held meanwhile: 8 bytes a post for its hash and a bit or
+    two, and the URIs of the dates at work.
+    """
+
+    def scan(day: str) -> _Scan:
+        found = _scan(lake, day, sources, excluded, sample, on_bad)
+        if any(wanted.any() for wanted in found.wanted.values()):
+            on_found()
+        return found
+
+    with ThreadPoolExecutor(_SCAN_THREADS) as threads:
+        scans = list(threads.map(scan, sources.files))
+    _keep_first_partition(lake, scans)
+    return {name: _selection(scans, name, limit) for name in excluded}
+
+
+@dataclass
+class _File:
+    path: str
+    group_rows: list[int]
+
+
+@dataclass
+class _Scan:
+    """One partition. `whole` has a bit a row of its files; the rest have an entry for each bit set in it."""
+
+    date: str
+    files: list[_File] = field(default_factory=list)
+    whole: Bits = field(default_factory=lambda: np.zeros(0, bool))
+    hashes: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    wanted: dict[str, Bits] = field(default_factory=dict)
+
+
+def _scan(
+    lake: Lake,
+    day: str,
+    sources: Sources,
+    excluded: Mapping[str, UrisOf],
+    sample: Sample | None,
+    on_bad: OnBadFile,
+) -> _Scan:
+    members = sources.members(day) if sources.members else None
+    files: list[_File] = []
+    kept: list[Bits] = []
+    uris: list[pa.Array] = []
+    for path in sources.files[day]:
+        try:
+            file, file_kept, file_uris = _scan_file(lake, path, members, sample)
+        except BadFile as error:
+            on_bad(error)
+            continue
+        files.append(file)
+        kept.extend(file_kept)
+        uris.extend(file_uris)
+    whole = np.concatenate(kept) if kept else np.zeros(0, bool)
+    candidates = pa.chunked_array(uris, pa.string())
+    hashes = _hash(candidates, _IDENTITY_KEY)
+    first = _first_occurrences(candidates, hashes)
+    if not first.all():
+        whole[np.flatnonzero(whole)[~first]] = False
+        candidates, hashes = candidates.filter(pa.array(first)), hashes[first]
+    wanted = {name: ~_is_in(candidates, uris_of(day)) for name, uris_of in excluded.items()}
+    return _Scan(day, files, whole, hashes, wanted)
+
+
+def _scan_file(
+    lake: Lake, path: str, members: pa.ChunkedArray | None, sample: Sample | None
+) -> tuple[_File, list[Bits], list[pa.Array]]:
+    with lake.open_parquet(path) as parquet:
+        groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
+    kept: list[Bits] = []
+    uris: list[pa.Array] = []
+    for batch in lake.read(path, _READ):
+        try:
+            keep = pc.and_(pc.is_valid(batch["uri"]), pc.is_valid(batch["preprocessing_timestamp"]))
+            keep = pc.and_(keep, pc.greater(pc.binary_length(pc.utf8_trim_whitespace(batch["text"])), 0))
+            mask = np.asarray(keep.fill_null(False).to_numpy(zero_copy_only=False), bool)
+            if members is not None:
+                mask &= _is_in(batch["uri"], members)
+            if sample is not None:
+                mask &= _sampled(batch["uri"], sample)
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+            raise BadFile(lake.show(path), f"holds text that is not UTF-8 ({error})") from error
+        kept.append(mask)
+        uris.append(batch["uri"].filter(pa.array(mask)))
+    return _File(path, groups), kept, uris
+
+
+def _sampled(uris: pa.Array, sample: Sample) -> Bits:
+    hashes = _hash(uris.fill_null(""), _SAMPLE_KEY.format(sample.seed))
+    return np.asarray(hashes < np.uint64(min(sample.proportion * 2.0**64, 2.0**64 - 2048)), bool)
+
+
+def _hash(uris: pa.Array | pa.ChunkedArray, key: str) -> npt.NDArray[np.uint64]:
+    """SipHash-2-4, as pandas computes it."""
+    from pandas.util import hash_array  # half a second to import, needed here only
+
+    if len(uris) == 0:
+        return np.zeros(0, np.uint64)
+    strings = uris.to_numpy(zero_copy_only=False) if isinstance(uris, pa.Array) else uris.to_numpy()
+    return np.asarray(hash_array(strings, hash_key=key, categorize=False), np.uint64)
+
+
+def _is_in(uris: pa.Array | pa.ChunkedArray, these: pa.ChunkedArray) -> Bits:
+    if len(these) == 0 or len(uris) == 0:
+        return np.zeros(len(uris), bool)
+    found = pc.is_in(uris, value_set=these)
+    return np.asarray(found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy(), bool)
+
+
+def _first_occurrences(uris: pa.ChunkedArray, hashes: npt.NDArray[np.uint64]) -> Bits:
+    """True for each row whose URI no earlier row has. Equal hashes are suspects only; strings decide."""
+    first = np.ones(len(uris), bool)
+    suspects = np.flatnonzero(np.isin(hashes, _repeated(hashes)))
+    if len(suspects):
+        codes = pc.dictionary_encode(uris.take(pa.array(suspects)).combine_chunks()).indices.to_numpy()
+        first[suspects] = False
+        first[suspects[np.unique(codes, return_index=True)[1]]] = True
+    return first
+
+
+def _repeated(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The values that occur more than once."""
+    ordered = np.sort(hashes)
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
+def _keep_first_partition(lake: Lake, scans: list[_Scan]) -> None:
+    """Drops each post that stands in an earlier partition of the range, or whose twin is excluded already."""
+    repeated = _repeated(np.concatenate([scan.hashes for scan in scans])) if len(scans) > 1 else np.zeros(0, np.uint64)
+    if not len(repeated):
+        return
+    seen: dict[str, list[tuple[_Scan, int]]] = {}
+    for scan in scans:
+        places = np.flatnonzero(np.isin(scan.hashes, repeated))
+        for uri, place in zip(_uris_at(lake, scan, places), places.tolist(), strict=True):
+            seen.setdefault(uri, []).append((scan, place))
+    for (first, place), *later in seen.values():
+        for name in first.wanted:
+            for scan, other in later:
+                if not scan.wanted[name][other]:
+                    first.wanted[name][place] = False
+                scan.wanted[name][other] = False
+
+
+def _uris_at(lake: Lake, scan: _Scan, places: npt.NDArray[np.int64]) -> list[str]:
+    """The URIs of some of a scan's posts, by their place among the bits set in `whole`; sorted places."""
+    if not len(places):
+        return []
+    rows = np.flatnonzero(scan.whole)[places]
+    found: list[str] = []
+    start = 0
+    for file in scan.files:
+        for batch in lake.read(file.path, _URI):
+            here = rows[(rows >= start) & (rows < start + len(batch))] - start
+            found.extend(batch["uri"].take(pa.array(here)).to_pylist())
+            start += len(batch)
+    return found
+
+
+def _selection(scans: list[_Scan], name: str, limit: int | None) -> Selection:
+    parts: list[Part] = []
+    left = limit
+    for scan in scans:
+        rows = np.flatnonzero(scan.whole)[scan.wanted[name]]
+        if left is not None:
+            rows = rows[:left]
+            left -= len(rows)
+        chosen = np.zeros(len(scan.whole), bool)
+        chosen[rows] = True
+        parts.extend(_parts(scan, chosen))
+    return Selection(tuple(parts))
+
+
+def _parts(scan: _Scan, chosen: Bits) -> Iterator[Part]:
+    start = 0
+    for file in scan.files:
+        groups: list[int] = []
+        stop = start
+        for index, rows in enumerate(file.group_rows):
+            if groups and chosen[start : stop + rows].sum() > PART_ROWS:
+                yield from _part(scan.date, file.path, groups, chosen[start:stop])
+                groups, start = [], stop
+            groups.append(index)
+            stop += rows
+        yield from _part(scan.date, file.path, groups, chosen[start:stop])
+        start = stop
+
+
+def _part(day: str, path: str, groups: list[int], chosen: Bits) -> Iterator[Part]:
+    count = int(chosen.sum())
+    if count:
+        yield Part(path, day, tuple(groups), len(chosen), count, np.packbits(chosen).tobytes())
+
+
+def read_part(lake: Lake, part: Part) -> Iterator[pa.Table]:
+    """The chosen posts of a part, in tables of POST_SCHEMA. Raises ConfigError if the file is not the same any more."""
+    mask = np.unpackbits(np.frombuffer(part.mask, np.uint8), count=part.num_rows).astype(bool)
+    start = 0
+    for batch in lake.read(part.path, _READ, row_groups=part.row_groups):
+        keep = mask[start : start + len(batch)]
+        start += len(batch)
+        if len(keep) == len(batch) and keep.any():
+            posts = pa.table(batch.filter(pa.array(keep)).columns, names=_READ.names)
+            yield posts.append_column("partition_date", pa.array([part.date] * len(posts), pa.string()))
+    if start != part.num_rows:
+        raise ConfigError(f"{lake.show(part.path)} changed while it was read; run the command again")

@@ -1,0 +1,77 @@
+"""Selected posts as a lazy Ray Dataset. Apart from datasets/posts.py because it needs Ray to be imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import ray.data
+from ray.data import Dataset, Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from datasets.lake import Lake
+from datasets.posts import PART_ROWS, Part, Selection, read_part
+
+# Logical CPUs of a read task. A whole one, Ray's default, would wait for ever on a machine whose
+# CPUs the classifier pool holds.
+READ_CPUS = 0.25
+# A post of mean length with its URI, timestamp and date takes this many bytes of a block.
+POST_BYTES = 220
+# Rows handed to Ray at a time, which cuts blocks at the first of these that exceeds the block size.
+_CHUNK_ROWS = 1024
+
+
+def eligible_posts(lake: Lake, selection: Selection, block_rows: int, readers: int) -> Dataset:
+    """Blocks of POST_SCHEMA with about `block_rows` posts (fewer where texts are long), in the selection's order.
+
+    At most `readers` read tasks run at a time.
+    """
+    dataset = ray.data.read_datasource(
+        SelectedPosts(lake, selection),
+        num_cpus=READ_CPUS,
+        concurrency=readers,
+        override_num_blocks=max(1, len(_tasks(selection))),
+    )
+    dataset.context.target_max_block_size = block_rows * POST_BYTES
+    return dataset
+
+
+class SelectedPosts(Datasource):  # type: ignore[misc]  # Ray has no types
+    def __init__(self, lake: Lake, selection: Selection) -> None:
+        self._lake = lake
+        self._selection = selection
+
+    def estimate_inmemory_data_size(self) -> int:
+        return self._selection.total * POST_BYTES
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None
+    ) -> list[ReadTask]:
+        return [_read_task(self._lake, parts) for parts in _tasks(self._selection)]
+
+
+def _tasks(selection: Selection) -> list[list[Part]]:
+    """Parts in runs of about PART_ROWS posts, so that many small files cost one task."""
+    tasks: list[list[Part]] = []
+    rows = PART_ROWS
+    for part in selection.parts:
+        if rows + part.chosen > PART_ROWS:
+            tasks.append([])
+            rows = 0
+        tasks[-1].append(part)
+        rows += part.chosen
+    return tasks
+
+
+def _read_task(lake: Lake, parts: list[Part]) -> ReadTask:
+    def read() -> Iterator[pa.Table]:
+        for part in parts:
+            for posts in read_part(lake, part):
+                for start in range(0, len(posts), _CHUNK_ROWS):
+                    yield posts.slice(start, _CHUNK_ROWS)
+
+    rows = sum(part.chosen for part in parts)
+    files = sorted({lake.show(part.path) for part in parts})
+    return ReadTask(
+        read, BlockMetadata(num_rows=rows, size_bytes=rows * POST_BYTES, input_files=files, exec_stats=None)
+    )
