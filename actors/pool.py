@@ -8,10 +8,11 @@ on: Ray restarts the actor and gives it the same block, and the note says which 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -41,9 +42,19 @@ class ClassifierActor:
         """POST_SCHEMA in; one row a post in `staged_schema` out, in the same order."""
         texts = posts["text"].to_pylist()
         name = batch_name(self._integration.name, self._classifier.revision, posts["uri"].to_pylist())
-        with Attempts(f"{self._run_id}-{name}") as attempts:
+        with Attempts(f"{self._run_id}-{name}") as attempts, _no_garbage_collection():
             outcomes = classify_surviving(self._classifier, texts, attempts)
         return label_rows(self._integration, self._classifier, self._run_id, posts, outcomes)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """For one block: looking for cycles among its outcomes costs VADER a tenth of its speed and finds none."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def label_rows(

@@ -85,7 +85,7 @@ def label_posts(
         fn_constructor_kwargs={"integration": integration.name, "settings": settings, "run_id": run_id},
         batch_format="pyarrow",
         batch_size=None,
-        compute=ActorPoolStrategy(size=pool.size),
+        compute=ActorPoolStrategy(min_size=1, max_size=pool.size, initial_size=1),
         num_cpus=pool.num_cpus,
         num_gpus=pool.num_gpus or None,
     )

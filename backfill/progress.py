@@ -96,20 +96,24 @@ class Progress:
         eligible = sum(tally.eligible for tally in self._tallies.values())
         rejected = sum(tally.rejected.total() for tally in self._tallies.values())
         done = self._done()
-        if not done:
+        if not eligible:
             return self._status
         rate = self._rate(done)
-        eta = format_seconds((eligible - done) / rate) if rate else "?"
-        return f"{done:,} of {eligible:,} posts, {rate:,.0f}/s, {eta} left, {rejected:,} rejected"
+        if not done:
+            return f"{self._status}, {eligible:,} posts to label"
+        left = f"{format_seconds((eligible - done) / rate)} left" if rate and done < eligible else ""
+        return ", ".join(
+            filter(None, [f"{done:,} of {eligible:,} posts, {rate:,.0f}/s", left, f"{rejected:,} rejected"])
+        )
 
     def _rate(self, done: int) -> float:
+        """Posts a second over the last seconds; before the first label, this only starts the clock."""
         now = time.monotonic()
-        if not self._seen or self._seen[-1][1] != done:
-            self._seen.append((now, done))
-        while len(self._seen) > 2 and self._seen[0][0] < now - _RATE_WINDOW:
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[1][0] < now - _RATE_WINDOW:
             self._seen.popleft()
-        (then, before) = self._seen[0]
-        return (done - before) / (now - then) if now > then and done > before else 0.0
+        then, before = self._seen[0]
+        return (done - before) / (now - then) if now > then else 0.0
 
 
 def format_seconds(seconds: float) -> str:

@@ -85,8 +85,12 @@ def label_all(
     command: str,
     selection: Mapping[str, Any],
     stream: TextIO,
+    after: Callable[[], None] = lambda: None,
 ) -> RunResult:
-    """Labels what `find` finds. Everything that may refuse does so before anything is touched."""
+    """Labels what `find` finds, then does `after`, while the integrations are locked.
+
+    Everything that may refuse does so before anything is touched.
+    """
     place.lake.check()
     for integration in chosen:
         integration.check(place.config.settings(integration))
@@ -111,6 +115,7 @@ def label_all(
         progress = stack.enter_context(Progress(stream, result.tallies))
         try:
             _label_found(place, chosen, find, policy, result, progress)
+            after()
         except BackfillError:
             record_run(database, {**record, "finished_at": _now(), "counts": _counts(result), "exit_code": 1})
             raise

@@ -67,6 +67,11 @@ def open_database(url: str) -> Database:
     return database
 
 
+def is_there(url: str) -> bool:
+    """Whether opening it would open something, not make it. A server that is down is there."""
+    return not url.startswith("sqlite:///") or os.path.exists(url.removeprefix("sqlite:///"))
+
+
 def redact(url: str) -> str:
     """`url` without its password, for messages."""
     return re.sub(r"(?<=://)([^/@:]*):[^@]*@", r"\1:***@", re.sub(r"(password=)[^&\s]*", r"\1***", url))
@@ -80,7 +85,7 @@ def create_label_table(database: Database, integration: str, labels: pa.Schema) 
 def load_labels(database: Database, integration: str, path: str, rows: pa.Table) -> None:
     """All rows of the label file at `path`, and the ledger's line about it, in one transaction."""
     with database.transaction():
-        database.upsert(integration, rows.sort_by("uri"), "uri")
+        database.upsert(integration, rows, "uri")
         line = pa.table([[path], [integration], [len(rows)]], schema=_LABEL_FILES)
         database.upsert("label_files", line, "path")
 
@@ -88,6 +93,11 @@ def load_labels(database: Database, integration: str, path: str, rows: pa.Table)
 def loaded_files(database: Database, integration: str) -> set[str]:
     rows = database.execute("SELECT path FROM label_files WHERE integration = ?", (integration,))
     return {path for (path,) in rows}
+
+
+def label_count(database: Database, integration: str) -> int:
+    """Rows in an integration's table, which must exist."""
+    return int(database.execute(f'SELECT count(*) FROM "{_checked(integration)}"')[0][0])
 
 
 def forget_labels(database: Database, integration: str) -> None:
@@ -168,8 +178,10 @@ class _Sqlite:
         statement = (
             f'INSERT INTO "{_checked(table)}" ({names}) VALUES ({values}) {_on_conflict(rows.column_names, key)}'
         )
+        # In the order of the key, neighbours go into the same page of the index.
+        ordered = rows.select(bound).sort_by(key)
         try:
-            self._connection.executemany(statement, zip(*(rows[name].to_pylist() for name in bound), strict=True))
+            self._connection.executemany(statement, zip(*(ordered[name].to_pylist() for name in bound), strict=True))
         except sqlite3.Error as error:
             raise self._translated(error) from error
 
@@ -238,7 +250,7 @@ class _Postgres:
     def upsert(self, table: str, rows: pa.Table, key: str) -> None:
         names = ", ".join(f'"{_checked(name)}"' for name in rows.column_names)
         table = _checked(table)
-        data = _csv(rows)
+        data = _csv(rows.sort_by(key))
         try:
             try:
                 # Nearly always all rows are new. Then COPY needs no second table.

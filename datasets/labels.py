@@ -57,7 +57,7 @@ def batch_name(integration: str, revision: str, uris: Iterable[str]) -> str:
 
 def stage(lake: Lake, labels: Labels, name: str, rows: pa.Table) -> None:
     """Acknowledges a batch: durable when it returns. `rows` has the columns of `staged_schema`."""
-    lake.write_parquet(f"{labels.queue}/{name}.parquet", conform(rows, staged_schema(labels.schema)))
+    lake.write_parquet(f"{labels.queue}/{name}.parquet", conform(rows, staged_schema(labels.schema)), compress=False)
 
 
 def staged(lake: Lake, labels: Labels) -> list[str]:
