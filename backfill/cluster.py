@@ -17,14 +17,18 @@ ROOT = Path(__file__).resolve().parent.parent
 _OBJECT_STORE_BYTES = 2 * 1024**3
 
 
-def start_ray(address: str | None, *, debug: bool) -> None:
+def start_ray(address: str | None, *, debug: bool) -> bool:
     """Joins the Ray at `address`, or starts one on this machine where there is none given.
+
+    False where this process has joined one before: then it is not ours to shut down.
 
     Raises ConfigError where it cannot be reached.
     """
     _quieten_environment(debug)
     import ray
 
+    if ray.is_initialized():
+        return False
     options: dict[str, Any] = {
         "log_to_driver": debug,
         "logging_level": logging.INFO if debug else logging.FATAL,
@@ -50,6 +54,7 @@ def start_ray(address: str | None, *, debug: bool) -> None:
         raise ConfigError(f"{where} ({reason}); check --ray-address, or leave it out to start Ray here") from error
     data.join()
     _quieten_data(debug)
+    return True
 
 
 def _excludes() -> list[str]:

@@ -145,8 +145,7 @@ def _label_found(
             finding.add_done_callback(lambda _: known.set())
             known.wait()
             if not finding.done() or any(selection.total for selection in finding.result().values()):
-                start_ray(place.ray_address, debug=place.debug)
-                started = True
+                started = start_ray(place.ray_address, debug=place.debug)
             selections = finding.result()
         for name, selection in selections.items():
             result.tallies[name].eligible = selection.total

@@ -67,6 +67,7 @@ _ADVICE = {
     errno.EPERM: "permission denied; check who owns the folder and its mode",
     errno.EROFS: "the file system is read-only; choose another --data-dir",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another --data-dir",
+    errno.EEXIST: "a part of the path is a file, not a folder; choose another --data-dir",
     errno.ENAMETOOLONG: "the path is too long; choose a shorter --data-dir",
 }
 

@@ -1,0 +1,54 @@
+"""The contract that every integration of the registry keeps, whatever it is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+
+from actors.integrations import Integration, integrations, resolve
+from datasets.errors import ConfigError
+from datasets.schemas import OUTCOME_COLUMNS, POST_COLUMNS, TYPES
+from tests.support import ROOT, VALENCE
+
+ALL = list(integrations().values())
+
+
+@pytest.mark.parametrize("integration", ALL, ids=lambda i: i.name)
+def test_an_integration_is_well_formed(integration: Integration) -> None:
+    assert re.fullmatch(r"ml_inference_[a-z_]+", integration.name)
+    assert re.fullmatch(r"[a-z]", integration.alias)
+    assert integration.columns
+    assert set(integration.columns.values()) <= TYPES.keys()
+    assert not integration.columns.keys() & {*POST_COLUMNS, *OUTCOME_COLUMNS}
+    assert dataclasses.is_dataclass(integration.settings)
+    assert integration.settings() == integration.settings(), "settings are values with defaults"
+    assert integration.placement(integration.settings()) in ("cpu", "gpu", "api")
+    assert integration.labels.integration == integration.name
+    assert set(integration.columns) < set(integration.labels.schema.names)
+
+
+@pytest.mark.parametrize("integration", ALL, ids=lambda i: i.name)
+def test_an_integration_answers_to_its_name_and_alias(integration: Integration) -> None:
+    assert resolve(integration.name) is resolve(integration.alias) is integration
+
+
+def test_names_and_aliases_are_distinct() -> None:
+    assert len({name for i in ALL for name in (i.name, i.alias)}) == 2 * len(ALL)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=rf"no integration 'x'.*{VALENCE} \(v\)"):
+        resolve("x")
+
+
+def test_the_registry_imports_nothing_heavy() -> None:
+    heavy = ("ray", "torch", "transformers", "pyarrow", "pandas", "numpy", "httpx")
+    code = (
+        "import sys; from actors.integrations import integrations; integrations();"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"

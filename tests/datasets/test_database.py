@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from datasets import database as db
+from datasets.database import Database, open_database
+from datasets.errors import ConfigError, RetryableError
+from datasets.labels import Labels, stage
+from datasets.lake import Lake
+from datasets.mirror import fill, missing_files
+from datasets.schemas import label_schema, staged_schema
+from tests.support import DAY, post, write_partition
+
+LABELS = Labels(
+    "ml_inference_x", label_schema({"score": "float64", "label": "int64", "flag": "bool", "kind": "string"})
+)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    url = f"sqlite:///{tmp_path}/x.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    opened = open_database(url)
+    with opened.transaction():
+        for table in ("ml_inference_x", "runs", "label_files"):
+            opened.execute(f"DROP TABLE IF EXISTS {table}")
+    opened.close()
+    opened = open_database(url)
+    db.create_label_table(opened, "ml_inference_x", LABELS.schema)
+    yield opened
+    opened.close()
+
+
+def rows(numbers: range, **changes: Any) -> pa.Table:
+    made = [
+        {
+            **post(n),
+            "score": n / 8,
+            "label": n,
+            "flag": n % 2 == 0,
+            "kind": f"k{n}",
+            "was_successfully_labeled": True,
+            **changes,
+        }
+        for n in numbers
+    ]
+    return pa.Table.from_pylist(made, schema=LABELS.schema)
+
+
+def stored(database: Database) -> list[tuple[Any, ...]]:
+    names = ", ".join(LABELS.schema.names)
+    return [
+        tuple(
+            bool(v) if n in ("flag", "was_successfully_labeled") and v is not None else v
+            for n, v in zip(LABELS.schema.names, row, strict=True)
+        )
+        for row in database.execute(f"SELECT {names} FROM ml_inference_x ORDER BY uri")
+    ]
+
+
+def expected(table: pa.Table) -> list[tuple[Any, ...]]:
+    return [tuple(row.values()) for row in table.sort_by("uri").to_pylist()]
+
+
+def test_rows_come_back_as_they_went_in(database: Database) -> None:
+    table = rows(range(100))
+    db.load_labels(database, "ml_inference_x", "f", table)
+    assert stored(database) == expected(table)
+
+
+def test_loading_again_replaces_by_uri(database: Database) -> None:
+    db.load_labels(database, "ml_inference_x", "f", rows(range(10)))
+    db.load_labels(database, "ml_inference_x", "g", rows(range(5, 15), score=9.5, reason="it's new", kind=None))
+    table = pa.concat_tables([rows(range(5)), rows(range(5, 15), score=9.5, reason="it's new", kind=None)])
+    assert stored(database) == expected(table)
+    assert db.loaded_files(database, "ml_inference_x") == {"f", "g"}
+    assert db.label_count(database, "ml_inference_x") == 15
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "quo\"te's", "a\\nb\\", "line\nbreak\r\n,comma", "עברית", "😀", "\\N", "NULL", "x" * 20_000, "%s ? ;--"],
+)
+def test_texts_are_stored_unchanged(database: Database, text: str) -> None:
+    # Alone, in one statement with others, and as the value that all rows share.
+    table = pa.concat_tables(
+        [rows(range(1), text=text), rows(range(1, 4)), rows(range(4, 6), text=text, reason=text, kind=text)]
+    )
+    db.load_labels(database, "ml_inference_x", "f", table)
+    db.load_labels(database, "ml_inference_x", "g", rows(range(6, 9), text=text, reason=text, kind=text))
+    assert stored(database) == expected(pa.concat_tables([table, rows(range(6, 9), text=text, reason=text, kind=text)]))
+
+
+def test_nul_is_kept_where_the_database_can_and_replaced_where_it_cannot(database: Database) -> None:
+    db.load_labels(database, "ml_inference_x", "f", rows(range(3), text="a\x00b", kind="\x00"))
+    kept = "a\x00b" if isinstance(database, db._Sqlite) else "a\ufffdb"
+    assert [row[1] for row in stored(database)] == [kept] * 3
+
+
+def test_a_failed_load_leaves_neither_rows_nor_a_line_in_the_ledger(database: Database) -> None:
+    broken = rows(range(5)).append_column("no_such_column", pa.array([1] * 5))
+    with pytest.raises(ConfigError):
+        db.load_labels(database, "ml_inference_x", "f", broken)
+    assert (stored(database), db.loaded_files(database, "ml_inference_x")) == ([], set())
+    db.load_labels(database, "ml_inference_x", "f", rows(range(5)))
+    assert len(stored(database)) == 5
+
+
+def test_runs_are_recorded_and_replaced(database: Database) -> None:
+    run = {"run_id": "b", "command": "run", "selection": {"start": DAY}, "started_at": "2026-01-02"}
+    db.record_run(database, {"run_id": "a", "command": "run", "started_at": "2026-01-01"})
+    db.record_run(database, run)
+    db.record_run(database, {**run, "exit_code": 3, "counts": {"x": {"labelled": 5}}})
+    latest, earlier = db.last_runs(database)
+    assert (latest["run_id"], latest["exit_code"], latest["counts"], latest["selection"]) == (
+        "b",
+        3,
+        {"x": {"labelled": 5}},
+        {"start": DAY},
+    )
+    assert (earlier["run_id"], earlier["exit_code"], earlier["counts"]) == ("a", None, {})
+
+
+def test_the_database_is_filled_with_what_its_ledger_lacks(database: Database, tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    ours = rows(range(4)).to_pylist()
+    write_partition(lake.root, "ml_inference_x", DAY, ours, name="labels-run-1")
+    write_partition(lake.root, "ml_inference_x", DAY, [{"uri": "history"}], name="part-0", tier="active")
+    assert fill(lake, LABELS, database, ours_only=True) == 4
+    assert fill(lake, LABELS, database, ours_only=True) == 0
+    assert [path.rpartition("/")[2] for path in missing_files(lake, LABELS, database, ours_only=False)] == [
+        "part-0.parquet"
+    ]
+    assert fill(lake, LABELS, database, ours_only=False) == 1
+    assert db.label_count(database, "ml_inference_x") == 5
+    db.forget_labels(database, "ml_inference_x")
+    assert fill(lake, LABELS, database, ours_only=False) == 5
+
+
+def test_a_locked_sqlite_database_is_retryable_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db, "LOCK_SECONDS", 0.1)
+    open_database(f"sqlite:///{tmp_path}/x.db").close()
+    with closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RetryableError, match=r"x\.db is locked by another process"):
+            open_database(f"sqlite:///{tmp_path}/x.db")
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(ConfigError, match=r"x\.db cannot be used"):
+        open_database(f"sqlite:///{tmp_path}/x.db")
+
+
+def test_a_server_that_is_down_is_retryable_and_keeps_the_password_to_itself() -> None:
+    with pytest.raises(RetryableError) as raised:
+        open_database("postgresql://me:s3cret@127.0.0.1:1/labels")
+    assert "s3cret" not in str(raised.value)
+    assert "postgresql://me:***@127.0.0.1:1/labels does not answer" in str(raised.value)
+
+
+def test_an_unknown_address_is_refused_without_its_password() -> None:
+    with pytest.raises(ConfigError, match=r"mysql://me:\*\*\*@host/x is not a database address"):
+        open_database("mysql://me:s3cret@host/x")
+
+
+def test_a_name_that_is_no_name_never_reaches_sql(tmp_path: Path) -> None:
+    with (
+        closing(open_database(f"sqlite:///{tmp_path}/x.db")) as database,
+        pytest.raises(ValueError, match="cannot be the name"),
+    ):
+        db.label_count(database, 'x"; DROP TABLE runs; --')
+
+
+def test_staged_rows_are_not_in_the_lake_yet(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    table = rows(range(2)).append_column("partition_date", pa.array([DAY] * 2))
+    stage(lake, LABELS, "batch", table.cast(staged_schema(LABELS.schema)))
+    with closing(open_database(f"sqlite:///{tmp_path}/x.db")) as database:
+        assert fill(lake, LABELS, database, ours_only=False) == 0

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pytest
+
+from datasets import labels as store
+from datasets.labels import Labels
+from datasets.lake import Lake
+from datasets.schemas import label_schema, staged_schema
+from tests.support import DAY, lake_labels, make_uri, post, queue_files, write_partition
+
+NEXT = "2024-10-02"
+LABELS = Labels("ml_inference_x", label_schema({"score": "float64"}))
+
+
+def rows(numbers: Sequence[int], day: str = DAY, **changes: Any) -> pa.Table:
+    made = [
+        {
+            **post(n),
+            "score": n / 10,
+            "was_successfully_labeled": True,
+            "label_timestamp": "2026-01-01-00:00:00",
+            "label_model": "m",
+            "label_model_revision": "1",
+            "run_id": "r",
+            "partition_date": day,
+            **changes,
+        }
+        for n in numbers
+    ]
+    return pa.Table.from_pylist(made, schema=staged_schema(LABELS.schema))
+
+
+def stage(lake: Lake, table: pa.Table) -> str:
+    name = store.batch_name(LABELS.integration, "1", table["uri"].to_pylist())
+    store.stage(lake, LABELS, name, table)
+    return name
+
+
+def labelled(root: Path) -> list[tuple[str, str]]:
+    return sorted((row["partition_date"], row["uri"]) for row in lake_labels(root, "ml_inference_x"))
+
+
+def expect(*days: tuple[str, Sequence[int]]) -> list[tuple[str, str]]:
+    return sorted((day, make_uri(n)) for day, numbers in days for n in numbers)
+
+
+def test_staged_batches_are_flushed_one_file_a_date(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    names = [stage(lake, rows([1, 2])), stage(lake, pa.concat_tables([rows([3]), rows([4], NEXT)]))]
+    assert sorted(store.staged(lake, LABELS)) == sorted(names)
+    written = store.flush(lake, LABELS, names, "run-1")
+    assert [path.split("/")[2] for path in written] == [f"partition_date={DAY}", f"partition_date={NEXT}"]
+    assert labelled(tmp_path) == expect((DAY, [1, 2, 3]), (NEXT, [4]))
+    assert queue_files(tmp_path) == []
+    assert "partition_date" not in lake.open_parquet(written[0]).schema_arrow.names
+
+
+def test_a_batch_has_one_name_in_any_order_and_another_for_another_revision() -> None:
+    names = {store.batch_name("x", "1", ["a", "b"]), store.batch_name("x", "1", ["b", "a"])}
+    assert len(names) == 1
+    assert len(names | {store.batch_name("x", "2", ["a", "b"]), store.batch_name("y", "1", ["a", "b"])}) == 3
+
+
+class Killed(BaseException):
+    """Where a process would be gone."""
+
+
+class DyingLake(Lake):
+    """A lake whose process is killed before its n-th change of the disk."""
+
+    left: ClassVar = [0]
+
+    def _die(self) -> None:
+        if self.left[0] == 0:
+            raise Killed
+        self.left[0] -= 1
+
+    def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
+        self._die()
+        super().write_bytes(path, data)
+
+    def delete(self, path: str) -> None:
+        self._die()
+        super().delete(path)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_flush_killed_at_any_point_is_finished_by_recovery(tmp_path: Path, *, keep: bool, replace: bool) -> None:
+    """And so is a recovery that is killed in its turn."""
+    points = 0
+    for point in range(40):
+        root = tmp_path / f"{point}"
+        lake, dying = Lake(str(root)), DyingLake(str(root))
+        rejected = rows([1, 9], was_successfully_labeled=False, reason="too long").drop_columns("partition_date")
+        if replace:
+            write_partition(root, "ml_inference_x", DAY, rejected.to_pylist(), name="old", tier="active")
+        names = [stage(lake, rows([1, 2])), stage(lake, rows([3], NEXT))]
+        killed = False
+        for step in (lambda d=dying, n=names: store.flush(d, LABELS, n, "run-1", keep=keep, replace=replace),
+                     lambda d=dying: store.recover(d, LABELS)):  # fmt: skip
+            DyingLake.left[0] = point
+            try:
+                step()
+            except Killed:
+                killed = True
+        points += killed
+        store.recover(lake, LABELS)
+        if store.staged(lake, LABELS):
+            store.flush(lake, LABELS, store.staged(lake, LABELS), "run-2", keep=keep, replace=replace)
+        old = [9] if replace else []
+        assert labelled(root) == expect((DAY, [1, 2, *old]), (NEXT, [3])), f"killed before change {point}"
+        if keep:
+            assert store.staged(lake, LABELS) == []
+            store.drop_written(lake, LABELS)
+        assert queue_files(root) == []
+    assert points >= 5, "the loop must have killed something"
+
+
+def test_recovery_does_not_rewrite_label_files_from_a_part_of_their_segments(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    names = [stage(lake, rows([1, 2])), stage(lake, rows([3]))]
+    intent = {"staged": names, "file": "labels-run-1.parquet", "keep": False, "replace": False}
+    store.flush(lake, LABELS, names, "run-1")
+    stage(lake, rows([1, 2]))  # as if its removal had not reached the disk, and the other's had
+    lake.write_bytes(f"{LABELS.queue}/flush-run-1.json", json.dumps(intent).encode())
+    store.recover(lake, LABELS)
+    assert labelled(tmp_path) == expect((DAY, [1, 2, 3]))
+    assert queue_files(tmp_path) == []
+
+
+def test_kept_segments_are_written_once(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    store.flush(lake, LABELS, [stage(lake, rows([1, 2]))], "run-1", keep=True)
+    assert store.staged(lake, LABELS) == []
+    new = stage(lake, rows([3]))
+    assert store.staged(lake, LABELS) == [new]
+    store.flush(lake, LABELS, [new], "run-2", keep=True)
+    assert labelled(tmp_path) == expect((DAY, [1, 2, 3]))
+    store.drop_written(lake, LABELS)
+    assert queue_files(tmp_path) == []
+
+
+def test_flushed_batches_are_known_from_the_files_of_their_run(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    first, second = stage(lake, rows([1])), stage(lake, rows([2]))
+    store.flush(lake, LABELS, [first], "r1-1")
+    store.flush(lake, LABELS, [second], "r2-1")
+    assert store.flushed_batches(lake, LABELS, "r1") == {first}
+    assert store.flushed_batches(lake, LABELS, "r3") == set()
+
+
+def test_labelled_means_labelled_in_either_tier_or_staged(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    write_partition(tmp_path, "ml_inference_x", DAY, [{"uri": "history"}], tier="active")
+    write_partition(tmp_path, "ml_inference_x", DAY, [{"uri": "no", "was_successfully_labeled": False}], name="b")
+    write_partition(tmp_path, "ml_inference_x", NEXT, [{"uri": "yes", "was_successfully_labeled": True}])
+    stage(lake, rows([5]))
+    both = store.labelled_uris(lake, LABELS)
+    assert set(both(DAY).to_pylist()) == {"history", "no", make_uri(5)}
+    assert both(NEXT).to_pylist() == ["yes"]
+    assert set(store.labelled_uris(lake, LABELS, retry_rejected=True)(DAY).to_pylist()) == {"history", make_uri(5)}
+
+
+def test_coverage_counts_outcomes_and_reasons(tmp_path: Path) -> None:
+    made = [
+        {"uri": str(n), "was_successfully_labeled": ok, "reason": reason}
+        for n, (ok, reason) in enumerate(
+            [(True, None), (False, "too long"), (False, "too long"), (False, None), (None, None)]
+        )
+    ]
+    write_partition(tmp_path, "ml_inference_x", DAY, made)
+    found = store.coverage(Lake(str(tmp_path)), LABELS, None, None)
+    assert found == {DAY: store.Coverage(2, 3, {"too long": 2, "unknown": 1})}
+
+
+def test_an_older_label_file_is_read_with_nulls_for_what_it_lacks(tmp_path: Path) -> None:
+    write_partition(tmp_path, "ml_inference_x", DAY, [{"uri": "u", "extra": 1}])
+    (path,) = Lake(str(tmp_path)).partitions("ml_inference_x")[DAY]
+    table = store.read_labels(Lake(str(tmp_path)), LABELS, path)
+    assert table.schema == LABELS.schema
+    assert table.to_pylist()[0] == {name: "u" if name == "uri" else None for name in LABELS.schema.names}

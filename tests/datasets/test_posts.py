@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datasets import posts
+from datasets.errors import BadFile, ConfigError
+from datasets.lake import Lake
+from datasets.posts import Sample, Selection, Sources, post_sources, read_part, select
+from tests.support import DAY, make_uri, post, write_partition, write_posts
+
+DAYS = ["2024-10-01", "2024-10-02", "2024-10-03", "2024-10-04"]
+
+
+def nothing(_: str) -> pa.ChunkedArray:
+    return pa.chunked_array([], pa.string())
+
+
+def these(by_day: dict[str, Iterable[str]]) -> posts.UrisOf:
+    return lambda day: pa.chunked_array([pa.array(sorted(by_day.get(day, ())), pa.string())])
+
+
+def sources(
+    root: Path, start: str = DAYS[0], end: str = DAYS[-1], record_type: str = "posts", lookback: int = 4
+) -> Sources:
+    return post_sources(Lake(str(root)), record_type, start, end, lookback, posts.raise_bad_file)
+
+
+def chosen(root: Path, selection: Selection) -> list[dict[str, Any]]:
+    lake = Lake(str(root))
+    return [row for part in selection.parts for table in read_part(lake, part) for row in table.to_pylist()]
+
+
+def uris(rows: Iterable[dict[str, Any]]) -> list[str]:
+    return [row["uri"] for row in rows]
+
+
+def test_only_whole_posts_of_the_range_are_eligible(lake_dir: Path) -> None:
+    rows = [
+        post(0),
+        post(1, text="   \n\t"),
+        post(2, text="\u3000\u00a0"),
+        post(3, text=None),
+        post(4, text=""),
+        post(5, preprocessing_timestamp=None),
+        post(6, uri=None),
+        post(7, text="\x00"),
+        post(8, text="\u200f"),
+    ]
+    write_posts(lake_dir, DAYS[1], rows)
+    write_posts(lake_dir, "2024-09-30", [post(20)])
+    write_posts(lake_dir, "2024-10-05", [post(21)])
+    found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"]
+    assert uris(chosen(lake_dir, found)) == [make_uri(n) for n in (0, 7, 8)]
+    assert found.by_date() == {DAYS[1]: 3}
+
+
+def test_a_read_post_is_unchanged_and_knows_its_partition(lake_dir: Path) -> None:
+    texts = ["a\x00b", "quo\"te'", "עברית و العربية", "\\n \n", "x" * 20_000, " padded "]
+    write_posts(lake_dir, DAY, [post(n, text=text) for n, text in enumerate(texts)])
+    rows = chosen(lake_dir, select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"])
+    assert [row["text"] for row in rows] == texts
+    assert {row["partition_date"] for row in rows} == {DAY}
+
+
+def test_the_first_of_a_uri_is_taken_within_and_across_partitions(lake_dir: Path) -> None:
+    write_posts(lake_dir, DAYS[0], [post(0, text="first"), post(0, text="again")], name="a")
+    write_posts(lake_dir, DAYS[0], [post(0, text="other file"), post(1)], name="b")
+    write_posts(lake_dir, DAYS[1], [post(1, text="later"), post(2)])
+    write_posts(lake_dir, DAYS[2], [post(0, text="much later"), post(2, text="later too")])
+    rows = chosen(lake_dir, select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"])
+    assert [(row["uri"], row["partition_date"]) for row in rows] == [
+        (make_uri(0), DAYS[0]), (make_uri(1), DAYS[0]), (make_uri(2), DAYS[1]),
+    ]  # fmt: skip
+    assert rows[0]["text"] == "first"
+
+
+def test_a_blank_first_occurrence_does_not_hide_a_whole_one(lake_dir: Path) -> None:
+    write_posts(lake_dir, DAYS[0], [post(0, text=" ")])
+    write_posts(lake_dir, DAYS[1], [post(0)])
+    assert select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"].by_date() == {DAYS[1]: 1}
+
+
+def test_a_uri_labelled_in_any_partition_of_the_range_is_left_out(lake_dir: Path) -> None:
+    write_posts(lake_dir, DAYS[0], [post(0), post(1)])
+    write_posts(lake_dir, DAYS[1], [post(0), post(2)])
+    excluded = {"early": these({DAYS[0]: [make_uri(0)]}), "late": these({DAYS[1]: [make_uri(0)]}), "none": nothing}
+    found = select(Lake(str(lake_dir)), sources(lake_dir), excluded)
+    assert {name: uris(chosen(lake_dir, selection)) for name, selection in found.items()} == {
+        "early": [make_uri(1), make_uri(2)],
+        "late": [make_uri(1), make_uri(2)],
+        "none": [make_uri(0), make_uri(1), make_uri(2)],
+    }
+
+
+def test_equal_hashes_are_not_taken_for_equal_uris(lake_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    monkeypatch.setattr(posts, "_hash", lambda uris, _: np.zeros(len(uris), np.uint64))
+    write_posts(lake_dir, DAYS[0], [post(0), post(1), post(0)])
+    write_posts(lake_dir, DAYS[1], [post(1), post(2)])
+    found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"]
+    assert uris(chosen(lake_dir, found)) == [make_uri(0), make_uri(1), make_uri(2)]
+
+
+def test_feeds_select_by_the_dates_of_feeds_and_look_back(lake_dir: Path) -> None:
+    for index, day in enumerate(DAYS):
+        write_posts(lake_dir, day, [post(10 * index + n) for n in range(3)])
+    write_partition(
+        lake_dir, "fetch_posts_used_in_feeds", DAYS[2], [{"uri": make_uri(n)} for n in (0, 10, 20, 30, 999)]
+    )
+    write_partition(lake_dir, "fetch_posts_used_in_feeds", DAYS[3], [{"uri": make_uri(n)} for n in (10, 31)])
+    lake = Lake(str(lake_dir))
+
+    def pick(start: str, end: str, lookback: int) -> list[str]:
+        where = sources(lake_dir, start, end, "posts_used_in_feeds", lookback)
+        return uris(chosen(lake_dir, select(lake, where, {"x": nothing})["x"]))
+
+    assert pick(DAYS[2], DAYS[2], 4) == [make_uri(n) for n in (0, 10, 20)], "30 is of the day after the feed"
+    assert pick(DAYS[2], DAYS[2], 1) == [make_uri(n) for n in (10, 20)]
+    assert pick(DAYS[2], DAYS[3], 2) == [make_uri(n) for n in (0, 10, 20, 31)], "10 once, though two feeds show it"
+    assert pick(DAYS[3], DAYS[3], 1) == [make_uri(31)]
+
+
+def test_a_sample_is_the_same_for_every_integration_and_grows_with_its_proportion(lake_dir: Path) -> None:
+    write_posts(lake_dir, DAYS[0], [post(n) for n in range(2000)])
+    lake = Lake(str(lake_dir))
+
+    def pick(proportion: float, seed: int = 0) -> dict[str, set[str]]:
+        excluded = {"a": nothing, "b": these({DAYS[0]: [make_uri(n) for n in range(1000)]})}
+        found = select(lake, sources(lake_dir), excluded, Sample(proportion, seed))
+        return {name: set(uris(chosen(lake_dir, selection))) for name, selection in found.items()}
+
+    tenth, third, other = pick(0.1), pick(0.3), pick(0.1, seed=1)
+    assert 140 < len(tenth["a"]) < 260
+    assert tenth["a"] < third["a"]
+    assert tenth["b"] == tenth["a"] & {make_uri(n) for n in range(1000, 2000)}
+    assert tenth["a"] != other["a"]
+    assert len(pick(1.0)["a"]) == 2000
+
+
+def test_a_limit_takes_the_earliest_dates_first(lake_dir: Path) -> None:
+    for index, day in enumerate(DAYS):
+        write_posts(lake_dir, day, [post(10 * index + n) for n in range(3)])
+    lake = Lake(str(lake_dir))
+    for limit, expected in ((0, {}), (2, {DAYS[0]: 2}), (5, {DAYS[0]: 3, DAYS[1]: 2}), (99, dict.fromkeys(DAYS, 3))):
+        assert select(lake, sources(lake_dir), {"x": nothing}, limit=limit)["x"].by_date() == expected
+
+
+def test_files_with_many_row_groups_are_cut_into_parts_that_read_back_the_same(
+    lake_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(posts, "PART_ROWS", 25)
+    rows = [post(n, text="" if n % 3 == 0 else f"text {n}") for n in range(200)]
+    path = write_posts(lake_dir, DAY, rows)
+    pq.write_table(pq.ParquetFile(path).read(), path, row_group_size=7)
+    found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"]
+    assert len(found.parts) > 4
+    assert max(part.chosen for part in found.parts) <= 25
+    assert uris(chosen(lake_dir, found)) == [row["uri"] for row in rows if row["text"]]
+
+
+def test_a_bad_file_stops_or_is_reported(lake_dir: Path) -> None:
+    write_posts(lake_dir, DAYS[0], [post(0)], name="good")
+    write_posts(lake_dir, DAYS[0], [post(1)], name="bad").write_bytes(b"PAR1")
+    lake, skipped = Lake(str(lake_dir)), []
+    with pytest.raises(BadFile, match=r"bad\.parquet"):
+        select(lake, sources(lake_dir), {"x": nothing})
+    found = select(lake, sources(lake_dir), {"x": nothing}, on_bad=skipped.append)["x"]
+    assert (found.total, [error.path for error in skipped]) == (
+        1,
+        [str(lake_dir / f"preprocessed_posts/cache/partition_date={DAYS[0]}/bad.parquet")],
+    )
+
+
+def test_text_that_is_not_utf8_is_a_bad_file(lake_dir: Path) -> None:
+    path = write_posts(lake_dir, DAY, [post(0)])
+    text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
+    pq.write_table(pa.table({"uri": ["a"], "text": text, "preprocessing_timestamp": ["t"]}), path)
+    with pytest.raises(BadFile, match="UTF-8"):
+        select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})
+
+
+def test_a_file_that_changed_after_the_selection_is_not_read_by_its_bits(lake_dir: Path) -> None:
+    write_posts(lake_dir, DAY, [post(n) for n in range(5)])
+    found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"]
+    write_posts(lake_dir, DAY, [post(n) for n in range(9)])
+    with pytest.raises(ConfigError, match="changed while it was read"):
+        chosen(lake_dir, found)
+
+
+def test_a_lake_without_posts_or_feeds_is_named(lake_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="preprocessed_posts does not exist"):
+        sources(lake_dir)
+    write_posts(lake_dir, DAY, [post(0)])
+    with pytest.raises(ConfigError, match="fetch_posts_used_in_feeds does not exist"):
+        sources(lake_dir, record_type="posts_used_in_feeds")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_selection_agrees_with_the_rules_applied_one_post_at_a_time(tmp_path: Path, seed: int) -> None:
+    """An oracle in plain Python over random small lakes, with duplicates and labels everywhere."""
+    rng = random.Random(seed)
+    lake_rows: dict[str, list[dict[str, Any]]] = {}
+    for day in DAYS:
+        lake_rows[day] = []
+        for name in ("a", "b"):
+            rows = [
+                post(
+                    rng.randrange(30),
+                    text=rng.choice(["x", "y", " ", None]),
+                    preprocessing_timestamp=rng.choice(["t", "t", None]),
+                )
+                for _ in range(rng.randrange(12))
+            ]
+            write_posts(tmp_path, day, rows, name=name)
+            lake_rows[day] += rows
+    labelled = {day: {make_uri(rng.randrange(30)) for _ in range(3)} for day in DAYS}
+    feeds = {day: {make_uri(rng.randrange(30)) for _ in range(10)} for day in DAYS}
+    for day in DAYS:
+        write_partition(tmp_path, "fetch_posts_used_in_feeds", day, [{"uri": uri} for uri in sorted(feeds[day])])
+    lake = Lake(str(tmp_path))
+    for record_type in ("posts", "posts_used_in_feeds"):
+        where = sources(tmp_path, DAYS[1], DAYS[3], record_type, 1)
+        found = select(lake, where, {"x": these(labelled)})["x"]
+        days = DAYS[1:] if record_type == "posts" else DAYS
+        shown = {
+            day: set().union(*(feeds[d] for d in DAYS[max(1, i) : i + 2])) for i, day in enumerate(DAYS)
+        }  # fmt: skip
+        first: dict[str, str] = {}
+        done: set[str] = set()
+        for day in days:
+            for row in lake_rows[day]:
+                whole = row["preprocessing_timestamp"] and (row["text"] or "").strip()
+                if not whole or (record_type != "posts" and row["uri"] not in shown[day]):
+                    continue
+                first.setdefault(row["uri"], day)
+                if row["uri"] in labelled[day]:
+                    done.add(row["uri"])
+        expected = Counter((day, uri) for uri, day in first.items() if uri not in done)
+        assert Counter((row["partition_date"], row["uri"]) for row in chosen(tmp_path, found)) == expected
