@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from backfill.status import Status
 
 _LAST_DATES = 31
+_REASON_CHARS = 46
 
 
 @click.command()
@@ -74,12 +75,12 @@ def _queues(found: Status) -> str:
         total = {key: sum(day[key] for day in found.coverage[name].values()) for key in ("labelled", "rejected")}
         behind = number(found.behind[name]) if name in found.behind else "-"
         rows.append([short(name), *map(number, (*total.values(), counts["input"], counts["output"])), behind])
-    return table(["integration", "labelled", "rejected", "input queue", "output queue", "not in database"], rows)
+    return table(["integration", "labelled", "rejected", "queued", "staged", "not in database"], rows)
 
 
 def _rejected(found: Status) -> str:
     rows = [
-        [reason[:56], short(name)[:12], number(count)]
+        [reason[:_REASON_CHARS], short(name), number(count)]
         for name, reasons in found.rejected.items()
         for reason, count in reasons.most_common(5)
     ]

@@ -19,10 +19,8 @@ ROOT = Path(__file__).parent.parent
 VALENCE = "ml_inference_valence_classifier"
 DAY = "2024-10-01"
 _LETTERS = "234567abcdefghijklmnopqrstuvwxyz"
-_WORDS = (
-    "the a my this good great awful terrible love hate happy sad not never very so cats dogs rain sun lunch news vote "
-    "train late friend game team win lose :) :( 😀 😡 ok why how coffee morning BAD GOOD kind of least but and because"
-).split()  # noqa: SIM905 - words read better as a sentence
+_TEXT = "the my great awful love hate happy sad not never very so cats rain vote late win :) :( 😀 BAD GOOD but kind of"
+_WORDS = _TEXT.split(" ")
 
 
 def make_uri(number: int) -> str:

@@ -22,8 +22,18 @@ from backfill.status import rebuild_database, status
 from datasets.errors import BadFile, ConfigError
 from datasets.locks import Lock
 from tests.support import (
-    DAY, VALENCE, assert_labelled_once, database_labels, lake_labels, make_lake, make_uri, post, queue_files, write_partition, write_posts,
-)  # fmt: skip
+    DAY,
+    VALENCE,
+    assert_labelled_once,
+    database_labels,
+    lake_labels,
+    make_lake,
+    make_uri,
+    post,
+    queue_files,
+    write_partition,
+    write_posts,
+)
 
 DAYS = (DAY, "2024-10-02")
 VALENCES = [resolve(VALENCE)]
@@ -166,8 +176,14 @@ def test_status_counts_what_is_there(lake_dir: Path) -> None:
     make_lake(lake_dir)
     write_posts(lake_dir, DAY, [post(0), post(500, text=" ")], name="more")
     write_partition(
-        lake_dir, VALENCE, DAY, [{"uri": make_uri(n), "was_successfully_labeled": n > 0, "reason": None if n else "bad luck"} for n in range(5)]
-    )  # fmt: skip
+        lake_dir,
+        VALENCE,
+        DAY,
+        [
+            {"uri": make_uri(n), "was_successfully_labeled": n > 0, "reason": None if n else "bad luck"}
+            for n in range(5)
+        ],
+    )
     found = status(place_of(lake_dir), None, None, BadFiles())
     assert found.coverage[VALENCE] == {
         DAYS[0]: {"posts": 40, "labelled": 4, "rejected": 1},
