@@ -62,8 +62,8 @@ def open_database(url: str) -> Database:
     else:
         raise ConfigError(f"{redact(url)} is not a database address; use sqlite:///PATH or postgresql://…")
     with database.transaction():
-        _create(database, "runs", _RUNS, "run_id")
-        _create(database, "label_files", _LABEL_FILES, "path")
+        create_table(database, "runs", _RUNS, "run_id")
+        create_table(database, "label_files", _LABEL_FILES, "path")
     return database
 
 
@@ -79,7 +79,7 @@ def redact(url: str) -> str:
 
 def create_label_table(database: Database, integration: str, labels: pa.Schema) -> None:
     with database.transaction():
-        _create(database, integration, labels, "uri")
+        create_table(database, integration, labels, "uri")
 
 
 def load_labels(database: Database, integration: str, path: str, rows: pa.Table) -> None:
@@ -125,7 +125,7 @@ def last_runs(database: Database, limit: int = 10) -> list[dict[str, Any]]:
     return runs
 
 
-def _create(database: Database, table: str, schema: pa.Schema, key: str) -> None:
+def create_table(database: Database, table: str, schema: pa.Schema, key: str) -> None:
     columns = ", ".join(
         f'"{_checked(field.name)}" {_SQL_TYPES[field.type]}{" PRIMARY KEY" if field.name == key else ""}'
         for field in schema
