@@ -27,7 +27,8 @@ class RunSettings:
     flush_rows: int = 100_000
     flush_seconds: float = 300.0
     block_rows: int = 8192
-    api_block_rows: int = 128
+    api_block_rows: int = 64
+    api_actors: int = 1
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def keyless(place: Workspace) -> tuple[list[Integration], list[str]]:
     able, unable = [], []
     for integration in integrations().values():
         try:
-            integration.check(place.config.settings(integration))
+            integration.check_settings(place.config.settings(integration))
             able.append(integration)
         except ConfigError as error:
             unable.append(f"{integration.name}: {error}")

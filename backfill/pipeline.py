@@ -12,7 +12,10 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from actors.buffer import FlushPolicy, LabelBuffer, Receipt
 from actors.integrations import Integration, Placement
+from actors.limiter import limiter_name, shared_limiter
 from actors.pool import ClassifierActor
+from actors.remote import Remote
+from actors.responses import remove_store, shared_store
 from backfill.config import RunSettings
 from datasets.errors import BackfillError, FatalError
 from datasets.lake import Lake
@@ -22,6 +25,9 @@ from datasets.source import READ_CPUS, eligible_posts
 # Batches on their way to the buffer. More would only hold blocks in memory: it writes one at a time.
 _UNACKNOWLEDGED = 4
 _READERS = 1
+# Blocks that an API actor works on at a time. The end of one must not leave the quota unused, and a
+# block with a post that hangs must not hold up the others.
+_API_BLOCKS = 32
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Pool:
     num_gpus: float = 0.0
 
 
-def size_pools(placements: dict[str, Placement]) -> dict[str, Pool]:
+def size_pools(placements: dict[str, Placement], api_actors: int) -> dict[str, Pool]:
     """A pool for each integration of a run, so that all of them and the readers fit at once.
 
     Logical CPUs are shared evenly; the operating system shares the real ones.
@@ -44,7 +50,7 @@ def size_pools(placements: dict[str, Placement]) -> dict[str, Pool]:
     pools: dict[str, Pool] = {}
     for name, placement in placements.items():
         if placement == "api":
-            pools[name] = Pool(1, 0.0)
+            pools[name] = Pool(api_actors, 0.0)
         else:
             size = max(1, int(cpus // max(1, len(local))))
             pools[name] = Pool(size, min(1.0, int(free / (size * max(1, len(local))) * 100) / 100))
@@ -64,41 +70,93 @@ def make_buffer(
     return actor.remote(lake, integration.name, run_id, database_url, policy)
 
 
-def label_posts(
-    lake: Lake,
-    integration: Integration,
-    settings: Any,
-    selection: Selection,
-    pool: Pool,
-    run: RunSettings,
-    run_id: str,
-    buffer: ray.actor.ActorHandle[LabelBuffer],
-    on_receipt: Callable[[Receipt], None],
-    stop: threading.Event,
-) -> None:
+@dataclass
+class Labelling:
+    """One integration's part of a run."""
+
+    lake: Lake
+    integration: Integration
+    settings: Any
+    selection: Selection
+    pool: Pool
+    run: RunSettings
+    run_id: str
+    buffer: ray.actor.ActorHandle[LabelBuffer]
+
+    @property
+    def is_api(self) -> bool:
+        return self.integration.placement(self.settings) == "api"
+
+
+def label_posts(work: Labelling, on_receipt: Callable[[Receipt], None], stop: threading.Event) -> None:
     """Returns when every batch is acknowledged, or `stop` is set. Raises our errors only."""
-    api = integration.placement(settings) == "api"
-    posts = eligible_posts(lake, selection, run.api_block_rows if api else run.block_rows, _READERS)
+    block_rows = work.run.api_block_rows if work.is_api else work.run.block_rows
+    posts = eligible_posts(work.lake, work.selection, block_rows, _READERS)
     _configure(posts.context)
     labels = posts.map_batches(
         ClassifierActor,
-        fn_constructor_kwargs={"integration": integration.name, "settings": settings, "run_id": run_id},
+        fn_constructor_kwargs={
+            "integration": work.integration.name,
+            "settings": work.settings,
+            "run_id": work.run_id,
+            "lake": work.lake,
+            "environment": work.integration.read_environment(),
+        },
         batch_format="pyarrow",
         batch_size=None,
-        compute=ActorPoolStrategy(min_size=1, max_size=pool.size, initial_size=1),
-        num_cpus=pool.num_cpus,
-        num_gpus=pool.num_gpus or None,
+        compute=_actor_pool(work),
+        num_cpus=work.pool.num_cpus,
+        num_gpus=work.pool.num_gpus or None,
     )
     waiting: list[ray.ObjectRef[Receipt]] = []
     try:
         for bundle in labels.iter_internal_ref_bundles():
-            waiting += [buffer.stage.remote(entry.ref) for entry in bundle.blocks if entry.metadata.num_rows]
+            waiting += [work.buffer.stage.remote(entry.ref) for entry in bundle.blocks if entry.metadata.num_rows]
             waiting = _acknowledge(waiting, _UNACKNOWLEDGED - 1, on_receipt)
             if stop.is_set():
                 break
         _acknowledge(waiting, 0, on_receipt)
     except Exception as error:
         raise our_error(error) from error
+
+
+def _actor_pool(work: Labelling) -> ActorPoolStrategy:
+    if work.is_api:
+        return ActorPoolStrategy(
+            size=work.pool.size,
+            max_tasks_in_flight_per_actor=2 * _API_BLOCKS,
+            max_concurrent_calls_per_actor=_API_BLOCKS,
+            enable_true_multi_threading=True,
+        )
+    # One actor at first: the others start while it labels already.
+    return ActorPoolStrategy(min_size=1, max_size=work.pool.size, initial_size=1)
+
+
+@dataclass
+class ApiSession:
+    """The limiter and the store of answers that an API integration's pool finds by name; they live with the driver."""
+
+    remote: Remote
+    limiter: Any
+    store: Any
+
+    @classmethod
+    def open(cls, work: Labelling) -> ApiSession:
+        assert work.integration.remote
+        remote = work.integration.remote(work.settings, work.integration.read_environment())
+        limiter = shared_limiter(limiter_name(remote.endpoint, remote.credential))
+        return cls(remote, limiter, shared_store(work.lake, work.integration.name))
+
+    def close(self, work: Labelling, *, complete: bool) -> dict[str, float]:
+        """What the run has asked and paid. Answers of a complete run are of no more use."""
+        stats: dict[str, float] = ray.get(self.limiter.stats.remote(work.run_id, work.integration.name))
+        if self.remote.prices:
+            tokens = (stats.get("tokens_in", 0), stats.get("tokens_out", 0))
+            stats["price"] = round(sum(n * price / 1e6 for n, price in zip(tokens, self.remote.prices, strict=True)), 4)
+        ray.kill(self.store)
+        if complete:
+            remove_store(work.lake, work.integration.name)
+        return stats
 
 
 def _configure(context: DataContext) -> None:
@@ -128,6 +186,8 @@ def our_error(error: BaseException) -> BackfillError:
             continue
         seen.add(id(current))
         if isinstance(current, BackfillError) and type(current).__module__ == BackfillError.__module__:
+            # Ray Data adds lines about its own retries to an error's text.
+            current.args = tuple(part.splitlines()[0] if isinstance(part, str) else part for part in current.args)
             return current
         queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
     last = (str(error).strip().splitlines() or [""])[-1]

@@ -26,6 +26,7 @@ class Tally:
     seconds: float = 0.0
     error: str | None = None
     behind: str | None = None
+    api: dict[str, float] = field(default_factory=dict)
 
     @property
     def done(self) -> int:

@@ -15,13 +15,14 @@ from typing import Any, TextIO
 
 from actors.buffer import FlushPolicy, LabelBuffer, Receipt
 from actors.integrations import Integration
+from actors.responses import remove_store
 from backfill.cluster import start_ray
 from backfill.config import Workspace, new_run_id
 from backfill.progress import Progress, Tally
 from backfill.scope import BadFiles, Scope, find_posts, unlabelled
 from datasets import labels as store
 from datasets.database import open_database, record_run
-from datasets.errors import BackfillError
+from datasets.errors import BackfillError, ConfigError
 from datasets.locks import Lock
 from datasets.posts import Selection
 
@@ -55,6 +56,7 @@ class RunResult:
                 "rejected": tally.rejected.total(),
                 "failed": tally.failed,
                 "seconds": round(tally.seconds, 3),
+                **({"api": tally.api} if tally.api else {}),
             }
             for name, tally in self.tallies.items()
         }
@@ -92,10 +94,9 @@ def label_all(
     Everything that may refuse does so before anything is touched.
     """
     place.lake.check()
-    for integration in chosen:
-        integration.check(place.config.settings(integration))
     run_id = new_run_id()
     result = RunResult(run_id, {integration.name: Tally() for integration in chosen})
+    chosen = _able(place, chosen, result)
     record: dict[str, Any] = {
         "run_id": run_id,
         "command": command,
@@ -122,6 +123,20 @@ def label_all(
         done = {"finished_at": _now(), "counts": _counts(result), "exit_code": result.exit_code}
         record_run(database, {**record, **done})
     return result
+
+
+def _able(place: Workspace, chosen: Sequence[Integration], result: RunResult) -> list[Integration]:
+    """Those that can run as they are set. One that cannot stops nobody else; raises ConfigError if none can."""
+    able = []
+    for integration in chosen:
+        try:
+            integration.check_settings(place.config.settings(integration))
+            able.append(integration)
+        except ConfigError as error:
+            result.tallies[integration.name].error = str(error)
+    if not able:
+        raise ConfigError("; ".join(tally.error or "" for tally in result.tallies.values()))
+    return able
 
 
 def _label_found(
@@ -169,6 +184,7 @@ def _finish_leftovers(place: Workspace, integration: Integration, policy: FlushP
     """Nothing to label, but a killed run may have left staged labels, or the database may be behind."""
     buffer = LabelBuffer(place.lake, integration.name, result.run_id, place.database_url, policy)
     result.tallies[integration.name].behind = buffer.close()
+    remove_store(place.lake, integration.name)
 
 
 def _label_with_ray(
@@ -184,12 +200,20 @@ def _label_with_ray(
     from backfill import pipeline
 
     settings = {integration.name: place.config.settings(integration) for integration in chosen}
-    pools = pipeline.size_pools({i.name: i.placement(settings[i.name]) for i in chosen})
-    buffers = {i.name: pipeline.make_buffer(place.lake, i, result.run_id, place.database_url, policy) for i in chosen}
+    placements = {i.name: i.placement(settings[i.name]) for i in chosen}
+    pools = pipeline.size_pools(placements, place.config.run.api_actors)
+    works = {
+        i.name: pipeline.Labelling(
+            place.lake, i, settings[i.name], selections[i.name], pools[i.name], place.config.run, result.run_id,
+            pipeline.make_buffer(place.lake, i, result.run_id, place.database_url, policy),
+        )
+        for i in chosen
+    }  # fmt: skip
+    sessions = {name: pipeline.ApiSession.open(work) for name, work in works.items() if work.is_api}
     stop = threading.Event()
 
     def label(integration: Integration) -> None:
-        name, tally, started = integration.name, result.tallies[integration.name], time.monotonic()
+        tally, started = result.tallies[integration.name], time.monotonic()
 
         def count(receipt: Receipt) -> None:
             tally.labelled += receipt.labelled
@@ -197,19 +221,18 @@ def _label_with_ray(
             tally.retryable.update(receipt.failed)
 
         try:
-            pipeline.label_posts(
-                place.lake, integration, settings[name], selections[name], pools[name],
-                place.config.run, result.run_id, buffers[name], count, stop,
-            )  # fmt: skip
+            pipeline.label_posts(works[integration.name], count, stop)
         except BackfillError as error:
             tally.error = str(error)
         tally.seconds = time.monotonic() - started
 
     _in_threads(label, chosen, stop, result, progress)
-    for name, buffer in buffers.items():
+    for name, work in works.items():
         tally = result.tallies[name]
         try:
-            tally.behind = ray.get(buffer.close.remote())
+            tally.behind = ray.get(work.buffer.close.remote())
+            if name in sessions:
+                tally.api = sessions[name].close(work, complete=not tally.failed)
         except Exception as error:  # noqa: BLE001 - Ray wraps it; unwrapped here
             tally.error = tally.error or str(pipeline.our_error(error))
 
@@ -247,6 +270,7 @@ def _counts(result: RunResult) -> dict[str, Any]:
             "retryable": dict(tally.retryable),
             "seconds": round(tally.seconds, 3),
             "error": tally.error,
+            "api": tally.api,
         }
         for name, tally in result.tallies.items()
     }

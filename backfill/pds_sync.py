@@ -1,0 +1,172 @@
+"""`pds sync`: from users to verified records in the lake.
+
+The driver decides and writes; owners of hosts ask, Ray tasks decode. What owners report as staged
+is on durable storage; only the driver moves it into the lake (datasets/raw_records.py) and keeps
+the state, under a lock that dies with it, so it may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from backfill.cluster import start_ray
+from backfill.config import Workspace, new_run_id
+from backfill.pds_driver import Driver, EveryoneOn, Given, Tally
+from backfill.pds_owners import Owners
+from backfill.pds_progress import SyncProgress
+from backfill.pds_users import check_file, read_users
+from backfill.pds_writer import Writer
+from datasets.coverage import covering
+from datasets.database import Database, open_database
+from datasets.errors import ConfigError, from_os_error
+from datasets.lake import Lake
+from datasets.locks import Lock
+from datasets.pds_state import create_tables
+from datasets.raw_records import RECORD_TYPES, flush, recover, staged
+from pds.addresses import origin_of
+from pds.errors import RejectedRepo
+from pds.identity import PLC_DIRECTORY
+from pds.settings import PdsSettings
+
+LOCK = "raw_sync"
+_SPOOL = ".spool"
+
+
+@dataclass(frozen=True)
+class SyncOptions:
+    """Whom to sync (`dids`, `dids_file`, or everyone on `host`), and which of their records."""
+
+    dids: tuple[str, ...] = ()
+    dids_file: str | None = None
+    host: str | None = None
+    record_types: tuple[str, ...] = RECORD_TYPES
+    start: str | None = None
+    end: str | None = None
+    plc_url: str = PLC_DIRECTORY
+    allow_insecure_hosts: bool = False
+    settings: PdsSettings = field(default_factory=PdsSettings)
+
+
+@dataclass
+class SyncResult:
+    run_id: str
+    tally: Tally
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """0 everyone is synced or has an answer, 3 some are left for a passing reason."""
+        if self.interrupted:
+            return 130
+        return 3 if self.tally.left or self.tally.not_listed else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        tally = self.tally
+        return {
+            "run_id": self.run_id,
+            "users": tally.users,
+            "statuses": dict(tally.statuses),
+            "left": tally.left,
+            "records": dict(tally.records),
+            "skipped": tally.skipped,
+            "unreadable_dates": tally.unreadable_dates,
+            "malformed": tally.malformed,
+            "bytes": tally.bytes,
+            "invalid": [{"line": line.line, "did": line.did, "reason": line.reason} for line in tally.invalid],
+            "not_listed": tally.not_listed,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def sync(place: Workspace, options: SyncOptions, stream: TextIO) -> SyncResult:
+    """Everything that may refuse does so before anything is asked. Raises BackfillError."""
+    started = time.monotonic()
+    plc_url = user_origin(options.plc_url, "--plc-url")
+    host = user_origin(options.host, "--host") if options.host else None
+    check_file(options.dids_file)
+    _make_lake(place.lake)
+    run_id = new_run_id()
+    result = SyncResult(run_id, Tally())
+    with ExitStack() as stack:
+        stack.enter_context(Lock(place.lake, LOCK, "run", run_id))
+        database = open_database(place.database_url)
+        stack.callback(database.close)
+        progress = SyncProgress(stream)
+        stack.callback(progress.close)
+        _recover(place.lake, database, run_id, progress)
+        source = EveryoneOn(host) if host else Given(read_users(options.dids, options.dids_file))
+        trusted = [origin for origin in (plc_url, host) if origin]
+        owners = _start_owners(place, options, trusted, run_id, stack)
+        writer = Writer(
+            place.lake, database, run_id, options.settings,
+            lambda users: progress.say(f"writing the records of {users:,} users"),
+        )  # fmt: skip
+        wanted = covering(options.record_types, options.start, options.end)
+        driver = Driver(database, owners, writer, progress, wanted, plc_url, options.settings.identity_hours)
+        result.tally = driver.tally
+        try:
+            driver.run(source)
+        except KeyboardInterrupt:
+            result.interrupted = True
+            progress.say("stopping; what is fetched is being saved")
+        writer.save()
+        writer.flush()
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def user_origin(url: str, option: str) -> str:
+    """A host that the user names may be anywhere, but it must be a host. Raises ConfigError."""
+    try:
+        return origin_of(url if "://" in url else f"https://{url}", insecure=True)
+    except RejectedRepo as error:
+        raise ConfigError(f"{option}: {error}; give it as https://HOST") from error
+
+
+def _make_lake(lake: Lake) -> None:
+    """A sync may be what fills a new lake."""
+    if lake.is_local:
+        try:
+            os.makedirs(lake.root, exist_ok=True)
+        except OSError as error:
+            raise from_os_error("make", lake.root, error) from error
+    lake.check()
+
+
+def _recover(lake: Lake, database: Database, run_id: str, progress: SyncProgress) -> None:
+    """Takes up what a killed run has left: an unfinished flush, and what it had staged."""
+    create_tables(database)
+    recover(lake, database)
+    if receipts := staged(lake):
+        users = sum(len(receipt.repos) for receipt in receipts)
+        progress.say(f"writing the records of {users:,} users, which an earlier run has fetched")
+        flush(lake, database, receipts, f"{run_id}-0")
+
+
+def _start_owners(place: Workspace, options: SyncOptions, trusted: list[str], run_id: str, stack: ExitStack) -> Owners:
+    """Ray starts in this, the main thread: its processes are told to end with the thread that started them."""
+    if start_ray(place.ray_address, debug=place.debug):
+        import ray
+
+        stack.callback(ray.shutdown)
+    spool = _spool(place.lake, run_id)
+    stack.callback(shutil.rmtree, spool, ignore_errors=True)
+    owners = Owners(options.settings, trusted, place.lake, run_id, spool, insecure=options.allow_insecure_hosts)
+    stack.callback(owners.close)
+    return owners
+
+
+def _spool(lake: Lake, run_id: str) -> str:
+    """A folder for downloads; those of killed runs are removed. The lock keeps other runs out."""
+    if not lake.is_local:
+        return os.path.join(tempfile.gettempdir(), f"label-backfill-{run_id}")
+    root = os.path.join(os.path.abspath(lake.root), _SPOOL)
+    shutil.rmtree(root, ignore_errors=True)
+    return os.path.join(root, run_id)

@@ -1,0 +1,75 @@
+"""Which users a sync is about: a file, the command line, or everyone on a host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from datasets.errors import ConfigError, from_os_error
+from pds.errors import RejectedRepo
+from pds.identity import check_did
+
+# What a line of a file may have at the most; a DID has 2,048 characters.
+_MAX_LINE = 4096
+
+
+@dataclass(frozen=True)
+class User:
+    """A DID and where it stands: the line of the file, or its number on the command line."""
+
+    did: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """A line that is no DID of ours, and why."""
+
+    did: str
+    line: int
+    reason: str
+
+
+def read_users(dids: Iterable[str], dids_file: str | None) -> Iterator[User | Invalid]:
+    """Line by line: a list may be longer than memory. Blank lines and lines that begin with # are none.
+
+    Raises ConfigError where the file cannot be read.
+    """
+    for number, did in enumerate(dids, 1):
+        yield _checked(did.strip(), number)
+    if dids_file:
+        for number, line in _lines(dids_file):
+            text = line.strip()
+            if text and not text.startswith("#"):
+                yield _checked(text, number)
+
+
+def _lines(path: str) -> Iterator[tuple[int, str]]:
+    try:
+        with open(path, encoding="utf-8-sig", errors="backslashreplace") as file:
+            number = 1
+            while line := file.readline(_MAX_LINE):
+                yield number, line
+                number += line.endswith("\n")
+    except OSError as error:
+        raise from_os_error("read", path, error) from error
+
+
+def _checked(text: str, line: int) -> User | Invalid:
+    try:
+        check_did(text)
+    except RejectedRepo as error:
+        return Invalid(text[:200], line, error.reason)
+    return User(text, line)
+
+
+def check_file(dids_file: str | None) -> None:
+    """Raises ConfigError where the file cannot be opened, before anything is done."""
+    if dids_file:
+        try:
+            with open(dids_file, "rb"):
+                pass
+        except FileNotFoundError:
+            raise ConfigError(f"there is no file {dids_file}; check --dids-file") from None
+        except OSError as error:
+            raise from_os_error("read", dids_file, error) from error
