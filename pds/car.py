@@ -106,9 +106,7 @@ def read_repo(data: Data, did: str, key: str) -> Repo:
         commit, tree = _commit(index, root, did)
         _verify(commit, key)
         keys, cids, blocks = _records(index, tree, _UNFOLD_TIMES * len(data) + _UNFOLD_BYTES)
-    repo = Repo(did, commit["rev"], libipld.encode_multibase("b", root), keys, cids, blocks)
-    _check_keys(repo)
-    return repo
+    return _checked(Repo(did, commit["rev"], libipld.encode_multibase("b", root), keys, cids, blocks))
 
 
 def _corrupt(reason: str) -> RejectedRepo:
@@ -253,7 +251,8 @@ def _records(index: Mapping[bytes, bytes], root: bytes, limit: int) -> tuple[lis
         tree.visit(root)
         blocks = list(map(index.__getitem__, tree.cids))
     except KeyError as error:
-        what = "a block that is not in the CAR" if isinstance(error.args[0], bytes) else f"no field {error.args[0]!r}"
+        lacks = error.args[0]
+        what = f"a node without {lacks!r}" if lacks in list("lepkvt") else "a block that is not in the CAR"
         raise _corrupt(f"its tree has {what}{_near(tree.keys)}") from error
     except (TypeError, AttributeError, ValueError, RecursionError) as error:
         raise _corrupt(f"its tree has a malformed node{_near(tree.keys)} ({str(error)[:120]})") from error
@@ -266,8 +265,8 @@ def _near(keys: Sequence[bytes]) -> str:
     return f", near the key {keys[-1][:80]!r}" if keys else ""
 
 
-def _check_keys(repo: Repo) -> None:
-    """Raises RejectedRepo unless each key is `collection/rkey` by the protocol's rules."""
+def _checked(repo: Repo) -> Repo:
+    """The same. Raises RejectedRepo unless each key is `collection/rkey` by the protocol's rules."""
     for start in range(0, len(repo.keys), _KEYS_AT_ONCE):
         keys = repo.keys[start : start + _KEYS_AT_ONCE]
         if not _KEYS.fullmatch(b"\n".join([*keys, b""])):
@@ -276,6 +275,7 @@ def _check_keys(repo: Repo) -> None:
     for name in repo.collections():
         if not is_nsid(name):
             raise _corrupt(f"{name[:80]!r} is not the name of a collection")
+    return repo
 
 
 def _decoded(block: bytes, what: str) -> dict[str, Any]:
