@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpcore
@@ -29,8 +30,8 @@ _MAX_REDIRECTS = 3
 _KEPT_CONNECTIONS = 256
 _KEEP_SECONDS = 20.0
 
-# Waits until the host with this origin may be asked.
-Admit = Callable[[str], Awaitable[None]]
+# Waits until the host with this origin may be asked. What it returns is called when the request has left.
+Admit = Callable[[str], Awaitable[Callable[[], None]]]
 # Takes a piece of a body; waiting in it is not the host's fault.
 Sink = Callable[[bytes], Awaitable[None]]
 
@@ -66,8 +67,8 @@ class Client:
         Raises RejectedRepo for a host that may not be asked, and RetryableError.
         """
         for _ in range(_MAX_REDIRECTS + 1):
-            await admit(self._origin(url))
-            async with self._answer(url) as response:
+            has_left = await admit(self._origin(url))
+            async with self._answer(url, has_left) as response:
                 headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
                 if response.status not in (301, 302, 303, 307, 308) or "location" not in headers:
                     into = sink if response.status == 200 else None
@@ -84,12 +85,18 @@ class Client:
         return origin
 
     @asynccontextmanager
-    async def _answer(self, url: str) -> AsyncIterator[httpcore.Response]:
+    async def _answer(self, url: str, has_left: Callable[[], None]) -> AsyncIterator[httpcore.Response]:
+        async def trace(event: str, info: Any) -> None:
+            if event == "http11.send_request_headers.complete":
+                has_left()
+
         settings = self._settings
         timeout = {"connect": settings.connect_seconds, "read": settings.read_seconds, "write": settings.read_seconds}
         host = urlsplit(url).netloc
         headers = [("host", host), ("user-agent", USER_AGENT), ("accept-encoding", "identity")]
-        request = httpcore.Request("GET", url.partition("#")[0], headers=headers, extensions={"timeout": timeout})
+        request = httpcore.Request(
+            "GET", url.partition("#")[0], headers=headers, extensions={"timeout": timeout, "trace": trace}
+        )
         try:
             # Headers that trickle in keep every single read in time.
             async with asyncio.timeout(settings.connect_seconds + 2 * settings.read_seconds):

@@ -23,16 +23,24 @@ _JITTER = 0.1
 # So much longer than a second is the window in which a second's requests fit: requests that were
 # sent a second apart may arrive a little closer.
 _STRETCH = 1.03
-_TROUBLE_RESTS = (5.0, 30.0, 120.0)
+# Rests of a host in trouble, as multiples of the first.
+_TROUBLE_TIMES = (1, 6, 24)
 # A host that has answered nothing but errors so many times in a row is in trouble.
 _ERRORS_IN_A_ROW = 3
+
+
+class Sent:
+    """A request that was let go, and when."""
+
+    def __init__(self, at: float) -> None:
+        self.at = at
 
 
 class Pace:
     """At most `qps` requests in any second, as even as lateness allows."""
 
     def __init__(self, qps: float) -> None:
-        self._window = deque[float](maxlen=max(1, math.floor(qps)))
+        self._window = deque[Sent](maxlen=max(1, math.floor(qps)))
         capacity = self._window.maxlen or 1
         self._seconds = capacity / qps * _STRETCH
         # Late requests are caught up with at up to twice the pace, within the window.
@@ -42,12 +50,14 @@ class Pace:
         """Seconds until the next request may go."""
         if not self._window:
             return 0.0
-        full = len(self._window) == self._window.maxlen
-        free = self._window[0] + self._seconds if full else now
-        return max(0.0, free - now, self._window[-1] + self._gap - now)
+        times = [sent.at for sent in self._window]
+        free = min(times) + self._seconds if len(times) == self._window.maxlen else now
+        return max(0.0, free - now, max(times) + self._gap - now)
 
-    def sent(self, now: float) -> None:
-        self._window.append(now)
+    def sent(self, now: float) -> Sent:
+        """What it returns may be dated later, when the request has really left."""
+        self._window.append(Sent(now))
+        return self._window[-1]
 
 
 class Manners:
@@ -74,10 +84,10 @@ class Manners:
         slow = self._last_sent + self._slow_gap - now if now < self._slow_until else 0.0
         return max(self._pace.delay(now), slow)
 
-    def sent(self, now: float) -> None:
-        self._pace.sent(now)
+    def sent(self, now: float) -> Sent:
         self._last_sent = now
         self._probe_out = True
+        return self._pace.sent(now)
 
     def resting(self, now: float) -> float:
         """Seconds that the host still rests."""
@@ -109,7 +119,7 @@ class Manners:
         """`at_once`: there was no host to speak of; else it is the error of one request, so far."""
         self._errors += 1
         if self._probing or at_once or self._errors >= _ERRORS_IN_A_ROW:
-            rest = _TROUBLE_RESTS[min(self._rests, len(_TROUBLE_RESTS) - 1)]
+            rest = self._settings.trouble_seconds * _TROUBLE_TIMES[min(self._rests, len(_TROUBLE_TIMES) - 1)]
             self._rest(now, rest * (1 + _JITTER * self._rng.random()), "unreachable")
 
     def _rest(self, now: float, seconds: float, status: str) -> None:

@@ -25,7 +25,7 @@ from pds.decoding import Decoding
 from pds.errors import RejectedRepo
 from pds.identity import read_document
 from pds.jobs import Fetch, Job, Left, List, Outcome, Resolve, Resolved, Staged, Unchanged
-from pds.manners import Manners
+from pds.manners import Manners, Sent
 from pds.settings import PdsSettings
 from pds.spool import ByteBudget, Download, Spool
 
@@ -52,7 +52,7 @@ class _Host:
     gate: asyncio.Lock = field(default_factory=asyncio.Lock)
     verdict: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def admit(self) -> None:
+    async def admit(self) -> Sent:
         """Waits for the host's turn, in the order of coming."""
         async with self.gate:
             while (delay := self.manners.delay(time.monotonic())) > 0 or self.manners.gave_up:
@@ -62,7 +62,7 @@ class _Host:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(delay if delay < float("inf") else None):
                         await self.verdict.wait()
-            self.manners.sent(time.monotonic())
+            return self.manners.sent(time.monotonic())
 
     def judge(self, verdict: Callable[..., None], *values: Any, **named: Any) -> None:
         verdict(*values, **named)
@@ -234,12 +234,13 @@ class HostOwner:
             self._client = Client(self._settings, self._trusted, insecure=self._insecure)
         asked: list[_Host] = []
 
-        async def admit(origin: str) -> None:
+        async def admit(origin: str) -> Callable[[], None]:
             if asked:  # it has redirected us
                 asked[-1].judge(asked[-1].manners.withdrawn)
             host = self._host(origin)
-            await host.admit()
+            sent = await host.admit()
             asked.append(host)
+            return lambda: setattr(sent, "at", time.monotonic())
 
         try:
             answer = await self._client.get(url, admit, sink, limit)

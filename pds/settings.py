@@ -14,8 +14,8 @@ class PdsSettings:
     A download may have `max_repo_bytes`, `request_seconds` of waiting for the host in all,
     `read_seconds` for each piece, and after `slow_seconds` must have had `slow_bytes` a second.
     `spool_bytes` of downloads lie on disk at a time. A host that limits us without saying until when
-    rests for `limited_seconds`; after `patience` such rests without one answer between them, and
-    after as many rests of a host in trouble, its users are left for the next run.
+    rests for `limited_seconds`, one in trouble for `trouble_seconds` at first; after `patience` rests
+    without one answer between them, its users are left for the next run.
     """
 
     host_qps: float = 9.0
@@ -28,6 +28,7 @@ class PdsSettings:
     slow_bytes: int = 1024
     spool_bytes: int = 8192 * MIB
     limited_seconds: float = 300.0
+    trouble_seconds: float = 5.0
     patience: int = 2
     attempts: int = 3
     identity_hours: float = 24.0
