@@ -31,8 +31,6 @@ from pds.spool import ByteBudget, Download, Spool
 
 # Names of hosts are resolved in threads, and a dead name server takes its time.
 _RESOLVER_THREADS = 32
-# Before an attempt is repeated; four times as long before the third.
-_RETRY_SECONDS = 1.0
 
 
 class _Limited(Exception):
@@ -164,7 +162,7 @@ class HostOwner:
             outcome = Left(job, status, f"{host.origin} {said}; it is left for the next run", True, True)
         except RetryableError as error:
             if attempts + 1 < self._settings.attempts:
-                await asyncio.sleep(_RETRY_SECONDS * 4**attempts)
+                await asyncio.sleep(self._settings.retry_seconds * 4**attempts)
                 host.queue.append((job, attempts + 1))
                 return
             outcome = Left(job, "unreachable", str(error), passing=True, may_have_moved=True)

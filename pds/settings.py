@@ -11,6 +11,7 @@ MIB = 1024**2
 class PdsSettings:
     """Per host: `host_qps` requests a second, `in_flight` requests at a time.
 
+    A request that fails is tried `attempts` times, at first `retry_seconds` apart and then longer.
     A download may have `max_repo_bytes`, `request_seconds` of waiting for the host in all,
     `read_seconds` for each piece, and after `slow_seconds` must have had `slow_bytes` a second.
     `spool_bytes` of downloads lie on disk at a time. A host that limits us without saying until when
@@ -31,6 +32,7 @@ class PdsSettings:
     trouble_seconds: float = 5.0
     patience: int = 2
     attempts: int = 3
+    retry_seconds: float = 1.0
     identity_hours: float = 24.0
     flush_rows: int = 2_000_000
     flush_seconds: float = 900.0

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -18,7 +19,9 @@ from tests.pds.repos import Key, make_did, make_repo, posts
 from tests.pds.servers import HTML_429, Network, Plc, Reply, network
 from tests.pds.test_manners import most_in_a_second
 
-QUICK = PdsSettings(host_qps=200, connect_seconds=1, read_seconds=0.5, limited_seconds=0.5, trouble_seconds=0.1)
+QUICK = PdsSettings(
+    host_qps=200, connect_seconds=1, read_seconds=0.5, limited_seconds=0.5, trouble_seconds=0.1, retry_seconds=0.1
+)
 KEY = Key.make()
 
 
@@ -82,7 +85,7 @@ def limited_at_first(times: int, reply: Reply) -> Callable[[str, dict[str, str]]
 def test_429s_are_waited_out_and_are_no_failures(net: Network, headers: dict[str, str], rest: float) -> None:
     jobs = [resolve_job(net.plc, n) for n in range(12)]
     net.plc.server.fault = limited_at_first(3, Reply(429, HTML_429, headers))
-    found = run(jobs)
+    found = run(jobs, replace(QUICK, patience=5))
     assert all(isinstance(outcome, Resolved) for outcome in found)
     times = net.plc.server.times
     pause = max(later - earlier for earlier, later in pairwise(times))
