@@ -22,17 +22,16 @@ from backfill.pds_owners import Owners
 from backfill.pds_progress import SyncProgress
 from backfill.pds_users import check_file, read_users
 from backfill.pds_writer import Writer
-from datasets.coverage import covering
+from datasets.coverage import RECORD_TYPES, covering
 from datasets.database import Database, open_database
 from datasets.errors import ConfigError, from_os_error
 from datasets.lake import Lake
 from datasets.locks import Lock
 from datasets.pds_state import create_tables
-from datasets.raw_records import RECORD_TYPES, flush, recover, staged
+from datasets.raw_records import flush, recover, staged
 from pds.addresses import origin_of
 from pds.errors import RejectedRepo
-from pds.identity import PLC_DIRECTORY
-from pds.settings import PdsSettings
+from pds.settings import PLC_DIRECTORY, PdsSettings
 
 LOCK = "raw_sync"
 _SPOOL = ".spool"
@@ -91,7 +90,7 @@ def sync(place: Workspace, options: SyncOptions, stream: TextIO) -> SyncResult:
     plc_url = user_origin(options.plc_url, "--plc-url")
     host = user_origin(options.host, "--host") if options.host else None
     check_file(options.dids_file)
-    _make_lake(place.lake)
+    make_lake(place.lake)
     run_id = new_run_id()
     result = SyncResult(run_id, Tally())
     with ExitStack() as stack:
@@ -130,7 +129,7 @@ def user_origin(url: str, option: str) -> str:
         raise ConfigError(f"{option}: {error}; give it as https://HOST") from error
 
 
-def _make_lake(lake: Lake) -> None:
+def make_lake(lake: Lake) -> None:
     """A sync may be what fills a new lake."""
     if lake.is_local:
         try:

@@ -17,6 +17,8 @@ COMMANDS = {
     "run": ("cli.run", "run"),
     "plan": ("cli.run", "plan"),
     "status": ("cli.status", "status"),
+    "preprocess": ("cli.preprocess", "preprocess"),
+    "pds": ("cli.pds", "pds"),
     "demo": ("cli.demo", "demo"),
 }
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 
+RECORD_TYPES = ("post", "reply", "repost", "like", "follow", "block")
+
 Range = tuple[str, str]
 Coverage = Mapping[str, tuple[Range, ...]]
 

@@ -27,6 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datasets.coverage import RECORD_TYPES
 from datasets.database import Database
 from datasets.lake import Lake
 from datasets.pds_state import RepoState, batches, forget_batch, load_repos, save_repos
@@ -36,7 +37,6 @@ RAW = "raw_sync/create"
 STAGED = "queues/pds"
 MANIFESTS = "raw_sync/_batches"
 
-RECORD_TYPES = ("post", "reply", "repost", "like", "follow", "block")
 _COMMON = ("uri", "cid", "author", "created_at", "record_type", "synctimestamp")
 _POST = ("text", "langs", "tags", "facets", "embed", "entities", "labels")
 _OWN = {"post": _POST, "reply": (*_POST, "reply")}

@@ -15,7 +15,6 @@ from pds.addresses import origin_of
 from pds.errors import RejectedRepo
 from pds.syntax import is_did, is_plc
 
-PLC_DIRECTORY = "https://plc.directory"
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _HANDLE = re.compile(rf"(?:{_LABEL}\.)+[a-z](?:[a-z0-9-]{{0,61}}[a-z0-9])?")
 _WEB = re.compile(rf"did:web:({_HANDLE.pattern}|localhost(?:%3A[0-9]{{1,5}})?)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MIB = 1024**2
+PLC_DIRECTORY = "https://plc.directory"
 
 
 @dataclass(frozen=True)

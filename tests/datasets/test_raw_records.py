@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from datasets import raw_records
-from datasets.coverage import covering
+from datasets.coverage import RECORD_TYPES, covering
 from datasets.database import Database, open_database
 from datasets.lake import Lake
 from datasets.pds_state import RepoState, create_tables, load_repos, save_repos, with_status
 from datasets.raw_records import (
-    RECORD_TYPES,
     STAGED_SCHEMA,
     Receipt,
     acknowledge,

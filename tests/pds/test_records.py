@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from datasets.coverage import Coverage, covering
-from datasets.raw_records import RECORD_TYPES, STAGED_SCHEMA, record_schema
+from datasets.coverage import RECORD_TYPES, Coverage, covering
+from datasets.raw_records import STAGED_SCHEMA, record_schema
 from pds.car import read_repo
 from pds.records import Counts, rows
 from tests.pds.repos import cid, make_did, make_repo, post, posts

@@ -1,0 +1,211 @@
+"""`pds sync`, `pds resolve` and `pds status`: users' repositories, from their hosts to the lake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli import options
+from cli.tables import number, table
+from datasets.coverage import RECORD_TYPES
+from pds.settings import MIB, PLC_DIRECTORY, PdsSettings
+
+if TYPE_CHECKING:
+    from backfill.config import Workspace
+    from backfill.pds_resolve import Unresolved
+    from backfill.pds_sync import SyncOptions, SyncResult
+    from datasets.pds_state import Identity
+
+EXIT_LEFT = 3
+_SHOWN = 10
+_REASON_CHARS = 60
+
+
+class RecordTypes(click.ParamType[tuple[str, ...]]):
+    """One record type, or several with commas."""
+
+    name = "TYPE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in value.split(","))
+        for name in names:
+            if name not in RECORD_TYPES:
+                self.fail(f"{name!r} is not one of {', '.join(RECORD_TYPES)}", param, ctx)
+        return names
+
+
+_USERS = (
+    click.option("--did", "dids", metavar="DID", multiple=True, help="A user; repeat it for several."),
+    click.option("--dids-file", metavar="FILE", help="A file with a DID on each line."),
+)
+_NETWORK = (
+    click.option("--plc-url", metavar="URL", default=PLC_DIRECTORY, show_default=True, help="The PLC directory."),
+    click.option(
+        "--host-qps",
+        type=click.FloatRange(min=0, min_open=True),
+        default=PdsSettings.host_qps,
+        show_default=True,
+        help="Requests a second to each host, at the most.",
+    ),
+    click.option(
+        "--allow-insecure-hosts",
+        is_flag=True,
+        help="Also ask hosts without https and on private addresses: for tests and your own network.",
+    ),
+)
+
+
+def with_options(*groups: tuple[Any, ...]) -> Callable[[options.Command], options.Command]:
+    def decorate(command: options.Command) -> options.Command:
+        for option in reversed([option for group in groups for option in group]):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+@click.group()
+def pds() -> None:
+    """Fetch users' repositories from their Personal Data Servers, verified, into the lake."""
+
+
+@pds.command()
+@with_options(_USERS)
+@click.option("--host", metavar="URL", help="Take every repository that this host lists.")
+@click.option(
+    "--record-types",
+    type=RecordTypes(),
+    multiple=True,
+    help=f"Records to take; repeat it or separate them by commas. [default: {','.join(RECORD_TYPES)}]",
+)
+@click.option("--start-date", type=options.Day(), help="First day of `createdAt` in UTC, inclusive.")
+@click.option("--end-date", type=options.Day(), help="Last day of `createdAt` in UTC, inclusive.")
+@with_options(_NETWORK)
+@click.option(
+    "--max-repo-mib",
+    type=click.IntRange(min=1),
+    default=PdsSettings.max_repo_bytes // MIB,
+    show_default=True,
+    help="Larger repositories are not taken (MiB).",
+)
+@options.json_option
+@options.workspace_options
+def sync(
+    place: Workspace, as_json: bool, record_types: tuple[tuple[str, ...], ...], max_repo_mib: int, **given: Any
+) -> None:
+    """Fetch users' repositories and write their records to the lake.
+
+    Run it again after anything: what has not changed is not fetched, what has is replaced.
+    """
+    options.check_order(given["start_date"], given["end_date"])
+    users = bool(given["dids"] or given["dids_file"])
+    if users == bool(given["host"]):
+        raise click.UsageError("give either users, with --did or --dids-file, or a --host")
+    from backfill.pds_sync import sync as run_sync
+
+    wanted = dict.fromkeys(name for group in record_types for name in group) or RECORD_TYPES
+    asked = _options(given, max_repo_bytes=max_repo_mib * MIB, record_types=tuple(wanted))
+    result = run_sync(place, asked, sys.stderr)
+    click.echo(_summary(result), err=as_json)
+    _show_left(result)
+    if as_json:
+        click.echo(json.dumps(result.as_dict()))
+    sys.exit(result.exit_code)
+
+
+@pds.command()
+@with_options(_USERS, _NETWORK)
+@options.json_option
+@options.workspace_options
+def resolve(place: Workspace, as_json: bool, **given: Any) -> None:
+    """Show where users' repositories are: DID, host, handle and signing key."""
+    if not given["dids"] and not given["dids_file"]:
+        raise click.UsageError("--did or --dids-file is required")
+    from backfill.pds_resolve import Unresolved
+    from backfill.pds_resolve import resolve as run_resolve
+
+    found: dict[str, dict[str, Any]] = {"identities": {}, "unresolved": {}}
+
+    def show(one: Identity | Unresolved) -> None:
+        if isinstance(one, Unresolved):
+            found["unresolved"][one.did] = {"status": one.status, "error": one.error}
+            click.echo(f"{one.did}: {one.status}: {one.error}", err=True)
+        elif as_json:
+            found["identities"][one.did] = {"host": one.host, "handle": one.handle, "key": one.key}
+        else:
+            click.echo("\t".join((one.did, one.host, one.handle or "-", one.key)))
+
+    left = run_resolve(place, _options(given), show)
+    if as_json:
+        click.echo(json.dumps({**found, "left": left}))
+    sys.exit(EXIT_LEFT if left else 0)
+
+
+@pds.command()
+@options.json_option
+@options.workspace_options
+def status(place: Workspace, as_json: bool) -> None:
+    """Show users by status and host, their records, and what is left for the next run."""
+    from backfill.pds_status import pds_status
+
+    found = pds_status(place)
+    if as_json:
+        click.echo(json.dumps(found.as_dict()))
+        return
+    parts = [
+        table(["status", "users"], [[name, number(count)] for name, count in found.statuses.most_common()]),
+        table(["records", "in the lake"], [[name, number(found.records[name])] for name in RECORD_TYPES]),
+        table(["host", "users"], [[name, number(count)] for name, count in found.hosts.most_common(_SHOWN)]),
+    ]
+    if found.errors:
+        rows = [[name, error[:_REASON_CHARS], number(n)] for (name, error), n in found.errors.most_common(_SHOWN)]
+        parts.append(table(["status", "reason", "users"], rows))
+    click.echo("\n\n".join(parts))
+
+
+def _options(given: dict[str, Any], max_repo_bytes: int = PdsSettings.max_repo_bytes, **more: Any) -> SyncOptions:
+    from backfill.pds_sync import SyncOptions
+
+    settings = PdsSettings(host_qps=given["host_qps"], max_repo_bytes=max_repo_bytes)
+    return SyncOptions(
+        dids=given["dids"],
+        dids_file=given["dids_file"],
+        host=given.get("host"),
+        start=given.get("start_date"),
+        end=given.get("end_date"),
+        plc_url=given["plc_url"],
+        allow_insecure_hosts=given["allow_insecure_hosts"],
+        settings=settings,
+        **more,
+    )
+
+
+def _summary(result: SyncResult) -> str:
+    tally = result.tally
+    rows = [[name, number(count)] for name, count in tally.statuses.most_common()]
+    lines = [f"run {result.run_id}, {result.seconds:.0f} s", table(["users", ""], rows)]
+    if tally.records:
+        records = ", ".join(f"{number(tally.records[name])} {name}" for name in RECORD_TYPES if tally.records[name])
+        lines.append(f"records: {records}")
+        lines.append(f"skipped, of other lexicons: {number(tally.skipped)}")
+        if tally.unreadable_dates:
+            lines.append(f"without a readable date, under the date of this sync: {number(tally.unreadable_dates)}")
+    return "\n".join(lines)
+
+
+def _show_left(result: SyncResult) -> None:
+    tally = result.tally
+    for line in tally.invalid[:_SHOWN]:
+        click.echo(f"line {line.line}: {line.did[:80]!r}: {line.reason}", err=True)
+    if len(tally.invalid) > _SHOWN:
+        click.echo(f"and {number(tally.statuses['invalid_did'] - _SHOWN)} more lines that are no DIDs", err=True)
+    if tally.not_listed:
+        click.echo(f"not everyone is listed: {tally.not_listed}", err=True)
+    if tally.left:
+        click.echo(f"{number(tally.left)} users are left for the next run; see `pds status`", err=True)
