@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -15,7 +16,18 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from datasets.errors import ConfigError, RejectedPost, RetryableError
 
 if TYPE_CHECKING:
+    from actors.remote import Remote
     from datasets.labels import Labels
+
+
+class Environment(dict[str, str]):
+    """Values from the driver's environment on their way to the actors. Some are secrets: it shows none of them."""
+
+    def __repr__(self) -> str:
+        return f"Environment of {', '.join(sorted(self)) or 'nothing'}"
+
+    __str__ = __repr__
+
 
 # What became of one post: its values for the integration's own columns, or why there are none.
 Outcome = Mapping[str, Any] | RejectedPost | RetryableError
@@ -46,6 +58,10 @@ def _no_check(settings: Any) -> None:
     return None
 
 
+def _no_load(settings: Any) -> Classifier:
+    raise ConfigError("this integration has no model of its own; it asks an API")
+
+
 @dataclass(frozen=True)
 class Integration:
     """`columns` are the label columns of its own: name → float64, int64, bool or string.
@@ -53,15 +69,30 @@ class Integration:
     `load` runs once in each actor and imports what it needs there. `check` runs in the driver
     before anything starts and raises ConfigError. `settings` is a frozen dataclass: its fields are
     the keys that the integration's table in `backfill.toml` may have, and their defaults.
+
+    Where `placement` is `api`, `remote` takes the place of `load` and of `check`: it says which API
+    is asked, from the settings and the environment variables named in `environment`, and raises
+    ConfigError where one that it needs is not set.
     """
 
     name: str
     alias: str
     columns: Mapping[str, str]
-    load: Callable[[Any], Classifier]
+    load: Callable[[Any], Classifier] = _no_load
     settings: type = NoSettings
     check: Callable[[Any], None] = _no_check
     placement: Callable[[Any], Placement] = lambda settings: "cpu"
+    remote: Callable[[Any, Environment], Remote] | None = None
+    environment: tuple[str, ...] = ()
+
+    def read_environment(self) -> Environment:
+        return Environment({name: os.environ[name] for name in self.environment if os.environ.get(name)})
+
+    def check_settings(self, settings: Any) -> None:
+        """Raises ConfigError where the integration cannot run as it is set, here and now."""
+        self.check(settings)
+        if self.placement(settings) == "api" and self.remote:
+            self.remote(settings, self.read_environment())
 
     @property
     def labels(self) -> Labels:
@@ -72,7 +103,7 @@ class Integration:
 
 
 # The registry: one line an integration, in the order in which commands show them.
-_REGISTRY = ("actors.classifiers.valence",)
+_REGISTRY = ("actors.classifiers.perspective", "actors.classifiers.valence")
 
 
 @functools.cache

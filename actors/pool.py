@@ -18,9 +18,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.integrations import Classifier, Integration, Outcome, resolve
-from datasets.errors import FatalError, RejectedPost, RetryableError
+from actors.integrations import Classifier, Environment, Integration, Outcome, resolve
+from datasets.errors import BackfillError, FatalError, RejectedPost, RetryableError
 from datasets.labels import batch_name
+from datasets.lake import Lake
 from datasets.schemas import PARTITION_DATE, POST_COLUMNS, staged_schema
 
 # A range of rows that killed the process is tried again in this many pieces.
@@ -28,23 +29,52 @@ _PIECES = 16
 # Deaths with one row alone at work before the row is to blame: once may be a stranger's kill.
 _DEATHS = 2
 _REASON_CHARS = 300
+# Computing gives way to the actors that have to send at a certain time.
+_NICE = 4
 
 
 class ClassifierActor:
     """The callable class for `map_batches(batch_format="pyarrow", batch_size=None)`."""
 
-    def __init__(self, integration: str, settings: Any, run_id: str) -> None:
+    def __init__(self, integration: str, settings: Any, run_id: str, lake: Lake, environment: Environment) -> None:
         self._integration = resolve(integration)
-        self._classifier = self._integration.load(settings)
         self._run_id = run_id
+        self._local = self._integration.placement(settings) != "api"
+        # An error here would reach the driver as the death of an actor, its text in the middle of a
+        # traceback. Kept, it is the answer to the first block.
+        self._broken: BackfillError | None = None
+        if self._local:
+            os.nice(_NICE)
+        try:
+            self._classifier = _make_classifier(self._integration, settings, run_id, lake, environment)
+        except BackfillError as error:
+            self._broken = error
+        except Exception as error:  # noqa: BLE001 - whatever a model's loading code raises
+            self._broken = FatalError(f"{integration} cannot be loaded ({type(error).__name__}: {error})")
 
     def __call__(self, posts: pa.Table) -> pa.Table:
         """POST_SCHEMA in; one row a post in `staged_schema` out, in the same order."""
+        if self._broken:
+            raise self._broken
         texts = posts["text"].to_pylist()
+        if not self._local:
+            outcomes = list(self._classifier.classify(texts))
+            return label_rows(self._integration, self._classifier, self._run_id, posts, outcomes)
         name = batch_name(self._integration.name, self._classifier.revision, posts["uri"].to_pylist())
         with Attempts(f"{self._run_id}-{name}") as attempts, _no_garbage_collection():
             outcomes = classify_surviving(self._classifier, texts, attempts)
         return label_rows(self._integration, self._classifier, self._run_id, posts, outcomes)
+
+
+def _make_classifier(
+    integration: Integration, settings: Any, run_id: str, lake: Lake, environment: Environment
+) -> Classifier:
+    if integration.placement(settings) != "api":
+        return integration.load(settings)
+    from actors.api import connect
+
+    assert integration.remote
+    return connect(integration.remote(settings, environment), lake, integration.name, run_id)
 
 
 @contextlib.contextmanager

@@ -50,6 +50,7 @@ class Services(options.IntegrationNames):
     "-d", "--backfill-duration", type=click.IntRange(min=1), help="Run only what was enqueued in the last N periods."
 )
 @options.max_records_option
+@options.qps_option
 @click.option("--sample-records", is_flag=True, help="Enqueue a sample, of --sample-proportion.")
 @options.sample_proportion_option
 @options.sample_seed_option
@@ -71,6 +72,7 @@ def backfill(place: Workspace, integration_names: tuple[tuple[str, ...], ...], *
     Several flags of one command are carried out in this order: clear, enqueue, run, write.
     """
     _check(integration_names, given)
+    place = options.with_qps(place, given["qps"])
     chosen = options.chosen_integrations(integration_names)
     if given["clear_input_queues"] or given["clear_output_queues"]:
         _clear(place, chosen, given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import re
@@ -93,6 +94,11 @@ feed_lookback_option = click.option(
 )
 retry_rejected_option = click.option(
     "--retry-rejected", is_flag=True, help="Also try posts again that were rejected before."
+)
+qps_option = click.option(
+    "--qps",
+    type=click.FloatRange(0, min_open=True),
+    help="The Perspective API's quota in queries a second. [env PERSPECTIVE_QPS; default 1]",
 )
 skip_bad_files_option = click.option(
     "--skip-bad-files", is_flag=True, help="Go on without files that cannot be used, and report them."
@@ -210,6 +216,16 @@ def make_scope(
 
     sample = None if sample_proportion is None else Sample(sample_proportion, sample_seed)
     return Scope(record_type, start_date, end_date, max_records_per_run, sample, feed_lookback_days, retry_rejected)
+
+
+def with_qps(place: Workspace, qps: float | None) -> Workspace:
+    """The flag wins over the config file and the environment."""
+    if qps is None:
+        return place
+    perspective = resolve("p")
+    settings = dataclasses.replace(place.config.settings(perspective), qps=qps)
+    changed = {**place.config.integrations, perspective.name: settings}
+    return dataclasses.replace(place, config=dataclasses.replace(place.config, integrations=changed))
 
 
 def require(**values: Any) -> None:

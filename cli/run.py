@@ -19,11 +19,17 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.selection_options
+@options.qps_option
 @options.skip_bad_files_option
 @options.json_option
 @options.workspace_options
 def run(
-    place: Workspace, scope: Scope, integration_names: tuple[tuple[str, ...], ...], skip_bad_files: bool, as_json: bool
+    place: Workspace,
+    scope: Scope,
+    integration_names: tuple[tuple[str, ...], ...],
+    qps: float | None,
+    skip_bad_files: bool,
+    as_json: bool,
 ) -> None:
     """Label the eligible posts: from the lake through the classifiers to the lake and the database.
 
@@ -34,6 +40,7 @@ def run(
     from backfill.scope import BadFiles
 
     chosen = options.chosen_integrations(integration_names)
+    place = options.with_qps(place, qps)
     result = run_backfill(place, scope, chosen, BadFiles(skip_bad_files), sys.stderr)
     finish(result, as_json=as_json)
 
@@ -90,8 +97,24 @@ def summary(result: RunResult) -> str:
     head = ["integration", "eligible", "labelled", "rejected", "left", "seconds", "posts/s"]
     lines = [f"run {result.run_id}", table(head, rows)]
     for name, tally in result.tallies.items():
+        lines += [f"  {short(name)}: {api_line(tally.api)}"] if tally.api else []
         lines += [f"  {short(name)} rejected {number(n)}: {reason}" for reason, n in tally.rejected.most_common(5)]
     return "\n".join(lines)
+
+
+def api_line(api: dict[str, float]) -> str:
+    """What an API was asked: calls, why some were repeated, how much of the quota is in use, tokens and their price."""
+    retries = {key.removeprefix("retry_"): int(n) for key, n in api.items() if key.startswith("retry_")}
+    parts = [f"{number(int(api.get('calls', 0)))} calls, {number(int(api.get('repeated_calls', 0)))} repeated"]
+    if retries:
+        parts[0] += f" ({', '.join(f'{kind} {number(n)}' for kind, n in sorted(retries.items()))})"
+    if "tokens_in" in api:
+        parts.append(f"{number(int(api['tokens_in']))} tokens in, {number(int(api.get('tokens_out', 0)))} out")
+    if "price" in api:
+        parts.append(f"price {api['price']:.4f}")
+    if api.get("rate", 1) < 1:
+        parts.append(f"at {api['rate']:.0%} of the quota at the end")
+    return "; ".join(parts)
 
 
 def show_skipped(skipped: list[str]) -> None:

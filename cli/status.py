@@ -9,7 +9,7 @@ import click
 
 from actors.integrations import integrations
 from cli import options
-from cli.run import show_skipped
+from cli.run import api_line, show_skipped
 from cli.tables import number, percent, short, table
 
 if TYPE_CHECKING:
@@ -94,4 +94,10 @@ def _runs(found: Status) -> str:
         done = sum(count["labelled"] for count in counts)
         ended = "running or killed" if run["exit_code"] is None else f"exit {run['exit_code']}"
         rows.append([run["run_id"], run["command"], run["started_at"], number(done), ended])
-    return table(["last runs", "command", "started", "labelled", "ended"], rows) if rows else ""
+    if not rows:
+        return ""
+    lines = [table(["last runs", "command", "started", "labelled", "ended"], rows)]
+    for run in found.runs[:5]:
+        asked = {name: count["api"] for name, count in run["counts"].items() if count.get("api")}
+        lines += [f"  {run['run_id']} {short(name)}: {api_line(api)}" for name, api in asked.items()]
+    return "\n".join(lines)

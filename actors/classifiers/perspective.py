@@ -1,0 +1,158 @@
+"""Google's Perspective API, or any server that speaks its protocol (commentanalyzer v1alpha1)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from actors.integrations import Environment, Integration, Placement
+from actors.remote import Call, Limits, MalformedError, Quota, Remote
+from datasets.errors import ConfigError, FatalError, RejectedPost, RetryableError
+
+ENDPOINT = "https://commentanalyzer.googleapis.com"
+# Bytes of UTF-8, from the API's answer COMMENT_TOO_LONG. Older documents say 3,000.
+MAX_BYTES = 20_480
+_PRODUCTION = ("TOXICITY", "SEVERE_TOXICITY", "IDENTITY_ATTACK", "INSULT", "PROFANITY", "THREAT")
+_EXPERIMENTAL = (
+    "AFFINITY", "COMPASSION", "CURIOSITY", "NUANCE", "PERSONAL_STORY", "REASONING", "RESPECT", "ALIENATION",
+    "FEARMONGERING", "GENERALIZATION", "MORAL_OUTRAGE", "SCAPEGOATING",
+)  # fmt: skip
+_OTHER = ("SEXUALLY_EXPLICIT", "FLIRTATION", "SPAM")
+_RENAMED = {"TOXICITY": "prob_toxic", "SEVERE_TOXICITY": "prob_severe_toxic"}
+# Attribute → column.
+ATTRIBUTES = {
+    **{name: _RENAMED.get(name, f"prob_{name.lower()}") for name in (*_PRODUCTION, *_OTHER)},
+    **{f"{name}_EXPERIMENTAL": f"prob_{name.lower()}" for name in _EXPERIMENTAL},
+}
+# The constructive attribute was replaced by REASONING.
+_CONSTRUCTIVE = "REASONING_EXPERIMENTAL"
+_UNKNOWN = re.compile(r"Unknown requested attribute:? ?'?([A-Z_]+)")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`qps` is the quota in queries a second; unset, PERSPECTIVE_QPS, else Google's default of 1."""
+
+    qps: float | None = None
+    in_flight: int = 100
+    timeout: float = 30.0
+    attempts: int = 8
+
+    def __post_init__(self) -> None:
+        if self.qps is not None and self.qps <= 0:
+            raise ValueError("qps must be above 0")
+
+
+def remote(settings: Settings, environment: Environment) -> Remote:
+    key = environment.get("PERSPECTIVE_API_KEY") or environment.get("GOOGLE_API_KEY")
+    endpoint = environment.get("PERSPECTIVE_API_ENDPOINT") or ENDPOINT
+    if not key and endpoint == ENDPOINT:
+        raise ConfigError("there is no key for the Perspective API; set PERSPECTIVE_API_KEY")
+    try:
+        qps = settings.qps or float(environment.get("PERSPECTIVE_QPS") or 1)
+    except ValueError as error:
+        raise ConfigError("PERSPECTIVE_QPS is not a number; set it to your quota in queries a second") from error
+    if qps <= 0:
+        raise ConfigError("PERSPECTIVE_QPS must be above 0; set it to your quota in queries a second")
+    headers = {"X-Goog-Api-Key": key} if key else {}
+    limits = Limits(settings.in_flight, settings.timeout, settings.attempts)
+    return Remote(Perspective(endpoint, headers), Quota(qps), limits, endpoint, key or "")
+
+
+def placement(settings: Settings) -> Placement:
+    return "api"
+
+
+@dataclass
+class Perspective:
+    """An Api with one post a request."""
+
+    endpoint: str
+    key_header: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        self.model = f"perspective at {urlsplit(self.endpoint).hostname}"
+        self.revision = "v1alpha1"
+        self.group = 1
+        self._url = f"{self.endpoint.rstrip('/')}/v1alpha1/comments:analyze"
+        self._attributes: dict[str, dict[str, str]] = {name: {} for name in ATTRIBUTES}
+
+    def precheck(self, text: str) -> RejectedPost | None:
+        size = len(text.encode("utf-8", "surrogatepass"))
+        return RejectedPost(f"COMMENT_TOO_LONG: {size} bytes, {MAX_BYTES} are allowed") if size > MAX_BYTES else None
+
+    def alone(self, text: str) -> bool:
+        return True
+
+    def key(self, text: str) -> str:
+        return f"{self._url} {text}"
+
+    def call(self, texts: Sequence[str]) -> Call:
+        body = {
+            "comment": {"text": texts[0], "type": "PLAIN_TEXT"},
+            "requestedAttributes": self._attributes,
+            "languages": ["en"],
+            "doNotStore": True,
+        }
+        return Call(self._url, self.key_header, body)
+
+    def tokens(self, texts: Sequence[str]) -> float:
+        return 0.0
+
+    def judge(self, status: int, body: bytes) -> None:
+        reason = _reason(body)
+        if status in (401, 403) or "API key not valid" in reason or "API_KEY_INVALID" in reason:
+            raise FatalError(
+                f"Perspective refuses the key (HTTP {status}); set PERSPECTIVE_API_KEY to a key whose project has the "
+                "Comment Analyzer API enabled"
+            )
+        unknown = _UNKNOWN.search(reason)
+        if unknown and len(self._attributes) > 1:
+            # A server need not offer all; what it does not offer stays null.
+            self._attributes.pop(unknown[1], None)
+            raise RetryableError(reason, retry_after=0.0, kind="unknown_attribute")
+        if status != 400:
+            raise FatalError(
+                f"{self._url} answers HTTP {status}, which is not Perspective; check PERSPECTIVE_API_ENDPOINT"
+            )
+        raise RejectedPost(reason)
+
+    def parse(self, body: bytes, number: int, count: int) -> dict[str, float | None]:
+        try:
+            scores = json.loads(body)["attributeScores"]
+            values = {name: float(scores[name]["summaryScore"]["value"]) for name in scores if name in ATTRIBUTES}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise MalformedError(f"an answer without attributeScores ({type(error).__name__})") from error
+        if not values:
+            raise MalformedError("an answer without any of the attributes that were asked for")
+        labels = {column: values.get(name) for name, column in ATTRIBUTES.items()}
+        return {**labels, "prob_constructive": values.get(_CONSTRUCTIVE)}
+
+    def usage(self, body: bytes) -> Counter[str]:
+        return Counter()
+
+
+def _reason(body: bytes) -> str:
+    """`errorType: message` of an error, as far as it has them."""
+    try:
+        error = json.loads(body)["error"]
+        kinds = [str(detail["errorType"]) for detail in error.get("details", []) if "errorType" in detail]
+        reasons = [str(detail["reason"]) for detail in error.get("details", []) if "reason" in detail]
+        return ": ".join([*kinds, *reasons, str(error.get("message", ""))]).strip(": ")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return body[:200].decode("utf-8", "replace")
+
+
+INTEGRATION = Integration(
+    name="ml_inference_perspective_api",
+    alias="p",
+    columns=dict.fromkeys([*ATTRIBUTES.values(), "prob_constructive"], "float64"),
+    settings=Settings,
+    placement=placement,
+    remote=remote,
+    environment=("PERSPECTIVE_API_KEY", "GOOGLE_API_KEY", "PERSPECTIVE_API_ENDPOINT", "PERSPECTIVE_QPS"),
+)

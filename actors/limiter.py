@@ -1,0 +1,202 @@
+"""The rate limit of one credential at one endpoint: who may send when.
+
+Sending times are handed out as leases of several slots, evenly spaced. A request counts from when it
+has really left: never more than the quota in any second of that, and a hundredth of a second more,
+because the way to the other side takes one longer than another.
+
+The state is a small file behind a lock, and the actor in front of it serves the cluster. So runs
+that share a machine share the quota even where each has a Ray of its own, and a limiter that is
+killed comes back where it was.
+"""
+
+from __future__ import annotations
+
+import bisect
+import fcntl
+import json
+import os
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from actors.remote import Quota
+from datasets.queues import digest
+
+# Seconds that are added to the second of the quota, for the way to the other side.
+MARGIN = 0.015
+# A lease holds slots of the next so many seconds; a pause reaches everybody after that time.
+HORIZON = 0.25
+# After a 429 without Retry-After: so many seconds, doubled each time, at most the second number.
+_BACKOFF, _BACKOFF_MAX = 0.2, 60.0
+# A 429 within this time of the one before lowers the rate; those of requests that were on their way
+# already when the pause began are one with it.
+_REPEATED, _SAME = 60.0, 0.5
+# Additive increase by success, multiplicative decrease by 429: of a hundred, five refused by chance
+# leave two thirds of the quota in use, and an endpoint that allows less than it says finds its level.
+_DECREASE, _INCREASE, _LOWEST = 0.7, 0.01, 0.02
+# Slots further ahead than this come from before a reboot, or from a clock that was set.
+_STALE = 2 * 3600.0
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Times to send at, by the monotonic clock of the machine `boot`, which reads `now`; or seconds to wait."""
+
+    slots: tuple[float, ...]
+    now: float
+    boot: str
+    wait: float = 0.0
+
+
+@dataclass
+class _State:
+    """Times are of the monotonic clock. `rate` is the share of the quota in use, 1 when all is well."""
+
+    next_request: float = 0.0
+    next_token: float = 0.0
+    paused_until: float = 0.0
+    rate: float = 1.0
+    throttled_at: float = 0.0
+    sent: list[float] = field(default_factory=list)  # the last slots, each at the time it was really used
+    throttles: int = 0  # without a success in between
+    reports: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def limiter_name(endpoint: str, credential: str) -> str:
+    """Tells credentials apart without telling what they are."""
+    return f"limiter-{digest([endpoint, credential])}"
+
+
+def boot_id() -> str:
+    """Which clock `time.monotonic` reads: that of one machine since it was started."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Limiter:
+    """A plain class over a file; `ray.remote` makes it the cluster's."""
+
+    def __init__(self, name: str, folder: str | None = None) -> None:
+        folder = folder or os.path.join(tempfile.gettempdir(), f"label-backfill-{os.getuid()}", "limits")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        self._path = os.path.join(folder, name)
+        self._boot = boot_id()
+
+    def lease(
+        self,
+        quota: Quota,
+        count: int,
+        tokens: float = 0.0,
+        *,
+        succeeded: int = 0,
+        late: Sequence[tuple[float, float]] = (),
+    ) -> Lease:
+        """At most `count` slots within the horizon, for requests of about `tokens` each.
+
+        Since the last call `succeeded` answers have come, and for each of `late` a request has left
+        at its second time and not at the first, its slot.
+        """
+        with self._state() as state:
+            now = time.monotonic()
+            if succeeded:
+                state.throttles = 0
+                state.rate = min(1.0, state.rate + _INCREASE * succeeded)
+            spacing = 1 / (quota.requests * state.rate)
+            token_seconds = (
+                60 * (1 + MARGIN) / (quota.tokens_per_minute * state.rate) if quota.tokens_per_minute else 0.0
+            )
+            slots: list[float] = []
+            slot = max(now, state.paused_until, state.next_request, state.next_token)
+            # No more than the quota in any second of what was really sent. A request that left late
+            # moves the one a quota after it, and that one only: being late costs no slot.
+            window = max(1, int(quota.requests))
+            for planned, left in late:
+                if planned in state.sent:
+                    state.sent[state.sent.index(planned)] = left
+            state.sent = sorted(state.sent)[-window - int(window * HORIZON) - count :]
+            while len(slots) < count and slot <= now + HORIZON:
+                earliest = state.sent[-window] + 1 + MARGIN if len(state.sent) >= window else slot
+                used = max(slot, earliest)
+                slots.append(used)
+                bisect.insort(state.sent, used)
+                state.next_request = slot + spacing
+                state.next_token = max(state.next_token, used) + tokens * token_seconds
+                slot = max(state.next_request, state.next_token)
+            return Lease(tuple(slots), now, self._boot, 0.0 if slots else slot - now)
+
+    def settle(self, quota: Quota, tokens: float) -> None:
+        """A request used so many tokens more (less, if negative) than its lease said."""
+        if quota.tokens_per_minute:
+            with self._state() as state:
+                state.next_token += tokens * 60 * (1 + MARGIN) / (quota.tokens_per_minute * state.rate)
+
+    def throttled(self, retry_after: float | None) -> int:
+        """The endpoint said 429: a pause for everybody. How many pauses there were without a success in between."""
+        with self._state() as state:
+            now = time.monotonic()
+            same = now - state.throttled_at < _SAME
+            if not same:
+                if now - state.throttled_at < _REPEATED:
+                    state.rate = max(_LOWEST, state.rate * _DECREASE)
+                state.throttles += 1
+                state.throttled_at = now
+            if retry_after is None:
+                retry_after = random.uniform(0.5, 1) * min(_BACKOFF_MAX, _BACKOFF * 2 ** (state.throttles - 1))  # noqa: S311
+                retry_after = 0.0 if same else retry_after
+            state.paused_until = max(state.paused_until, now + retry_after)
+            return state.throttles
+
+    def report(self, run_id: str, integration: str, counts: Counter[str]) -> None:
+        """Adds to what `stats` tells about a run."""
+        with self._state() as state:
+            key = f"{run_id} {integration}"
+            state.reports[key] = dict(Counter(state.reports.get(key, {})) + counts)
+            for old in sorted(state.reports)[:-50]:
+                del state.reports[old]
+
+    def stats(self, run_id: str, integration: str) -> dict[str, float]:
+        """What was reported of a run, and the share of the quota that is in use now."""
+        with self._state() as state:
+            return {**state.reports.get(f"{run_id} {integration}", {}), "rate": round(state.rate, 2)}
+
+    @contextmanager
+    def _state(self) -> Iterator[_State]:
+        """Not synced: it is for the death of processes. After a machine's, there is nothing to share."""
+        with open(self._path, "a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            state = _read(file.read())
+            yield state
+            file.seek(0)
+            file.truncate()
+            file.write(json.dumps(asdict(state)))
+
+
+def _read(text: str) -> _State:
+    now = time.monotonic()
+    try:
+        state = _State(**json.loads(text))
+    except (ValueError, TypeError):
+        # New, or cut off by a kill: what was sent in the last second is not known, so that one is left out.
+        return _State(next_request=now + 1.0 if text else 0.0)
+    if max(state.next_request, state.paused_until, state.throttled_at) > now + _STALE:
+        return _State()
+    return state
+
+
+def shared_limiter(name: str) -> Any:
+    """The cluster's one actor of this name. It ends with the run that made it; another run makes it anew."""
+    import ray
+
+    return (
+        ray.remote(Limiter)
+        .options(
+            name=name, namespace="label-backfill", get_if_exists=True, num_cpus=0, max_restarts=-1, max_task_retries=-1
+        )
+        .remote(name)
+    )

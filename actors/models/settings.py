@@ -1,0 +1,41 @@
+"""What `backfill.toml` may say about a local model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Backend = Literal["embedding-head", "transformer", "zero-shot", "checkpoint"]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """One table for all back ends; `check` in actors/models/backends.py says what fits together.
+
+    `model` is a hub id or a folder, `revision` a commit, tag or branch of the hub; for the backend
+    embedding-head they name the sentence encoder, which otherwise is the one that comes along.
+    `labels` maps the model's own labels to outputs of the integration, `hypotheses` outputs to
+    sentences for a zero-shot model. `token_budget` is the padded tokens of one forward pass.
+    `gpu` is the part of a GPU that one actor takes, `threads` what one takes without a GPU.
+    """
+
+    model: str | None = None
+    revision: str | None = None
+    heads: str | None = None
+    checkpoint: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    activation: Literal["sigmoid", "softmax"] = "softmax"
+    hypotheses: Mapping[str, str] = field(default_factory=dict)
+    pooling: Literal["auto", "mean", "padded-mean"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_tokens: int = 512
+    token_budget: int = 0
+    gpu: float = 1.0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 8 or self.token_budget < 0 or self.threads < 1:
+            raise ValueError("max_tokens must be at least 8, threads at least 1, and token_budget not below 0")
+        if not 0 < self.gpu <= 1 and self.gpu != int(self.gpu):
+            raise ValueError("gpu must be a part of one GPU, or a whole number of them")

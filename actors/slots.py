@@ -1,0 +1,105 @@
+"""A caller's side of the limiter: slots taken by lease, several at a time, and spent in time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+from actors.limiter import HORIZON, Lease, boot_id, shared_limiter
+from actors.remote import Quota
+
+# A request that leaves this much after its slot is reported.
+_LATE = 0.002
+# A slot that was missed by more than this is given up: the limiter may have handed out the slots of
+# a second later before it could hear of it.
+_MISSED = HORIZON
+# Reports are sent together, so often at the most.
+_REPORT_SECONDS = 1.0
+
+
+class Slots:
+    """`call(method, *arguments)` awaits a method of the limiter, wherever that is."""
+
+    def __init__(self, call: Callable[..., Any], quota: Quota, run_id: str, integration: str) -> None:
+        self._call, self._quota, self._run_id, self._integration = call, quota, run_id, integration
+        self._slots: deque[float] = deque()
+        self._boot = boot_id()
+        self._shift = 0.0
+        self._late: list[tuple[float, float]] = []
+        self._refill: asyncio.Task[None] | None = None
+        self._succeeded = 0
+        self._counts: Counter[str] = Counter()
+        self._reported = 0.0
+
+    async def wait(self, wanted: int, tokens: float) -> float:
+        """Returns at a slot, with its time. `wanted` requests wait in all, of about `tokens` each."""
+        most = max(1, int(self._quota.requests * HORIZON))
+        while True:
+            if len(self._slots) <= min(wanted, most) // 2 and self._refill is None:
+                # While there are slots left: a lease takes its time on a busy machine.
+                self._refill = asyncio.create_task(self._lease(min(wanted, most), tokens))
+            if not self._slots:
+                assert self._refill
+                await self._refill
+                continue
+            slot = self._slots.popleft()
+            await asyncio.sleep(max(0.0, slot - time.monotonic()))
+            if time.monotonic() - slot <= _MISSED:
+                return slot
+
+    async def _lease(self, count: int, tokens: float) -> None:
+        succeeded, self._succeeded = self._succeeded, 0
+        late, self._late = self._late, []
+        lease: Lease = await self._call("lease", self._quota, count, tokens, succeeded=succeeded, late=late)
+        # Slots are of the limiter's clock. On another machine they are told apart from its `now`.
+        self._shift = 0.0 if lease.boot == self._boot else time.monotonic() - lease.now
+        self._slots.extend(slot + self._shift for slot in lease.slots)
+        if not lease.slots:
+            await asyncio.sleep(lease.wait if lease.wait < 1 else min(lease.wait / 2, 5.0))
+        self._refill = None
+
+    def sent(self, slot: float) -> None:
+        """The request of a slot has left just now."""
+        now = time.monotonic()
+        if now - slot > _LATE:
+            self._late.append((slot - self._shift, now - self._shift))
+
+    def succeeded(self) -> None:
+        self._succeeded += 1
+
+    async def throttled(self, retry_after: float | None) -> int:
+        """Slots that are held are of before the pause: they are given up."""
+        self._slots.clear()
+        return int(await self._call("throttled", retry_after))
+
+    async def settle(self, tokens: float) -> None:
+        if self._quota.tokens_per_minute and tokens:
+            await self._call("settle", self._quota, tokens)
+
+    async def report(self, counts: Counter[str], *, at_once: bool = False) -> None:
+        self._counts += counts
+        if self._counts and (at_once or time.monotonic() - self._reported > _REPORT_SECONDS):
+            counts, self._counts = self._counts, Counter()
+            self._reported = time.monotonic()
+            await self._call("report", self._run_id, self._integration, counts)
+
+
+def shared_calls(name: str) -> Callable[..., Any]:
+    """Calls of the cluster's limiter of this name. It may have died with the run that made it; then it is made anew."""
+    from ray.exceptions import RayActorError
+
+    actor = shared_limiter(name)
+
+    async def call(method: str, *arguments: Any, **named: Any) -> Any:
+        nonlocal actor
+        while True:
+            try:
+                return await getattr(actor, method).remote(*arguments, **named)
+            except RayActorError:
+                await asyncio.sleep(0.2)
+                actor = shared_limiter(name)
+
+    return call
