@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Protocol
 
+from backfill.pds_doubts import Doubts
 from backfill.pds_owners import Owners
 from backfill.pds_progress import SyncProgress, resting
 from backfill.pds_steps import UNCHANGED, Done, Steps
@@ -18,7 +19,7 @@ from backfill.pds_writer import Writer
 from datasets.coverage import Coverage
 from datasets.database import Database
 from datasets.pds_state import Identity, RepoState, load_identities, load_repos, with_status
-from pds.jobs import Job, Left, List, Listed, ListedRepo, Outcome, Resolved, Staged, Unchanged
+from pds.jobs import Job, Left, List, Listed, ListedRepo, Outcome, Resolve, Resolved, Staged, Unchanged
 
 # Users under way at a time. A host that rests can have so many of them before it holds up others,
 # and it gives them back when it has rested too often.
@@ -125,6 +126,7 @@ class Driver:
         self._wanted, self._plc_url = wanted, plc_url
         self._identities_since = int(time.time() - identity_hours * 3600)
         self._window: dict[str, Steps] = {}
+        self._doubts: Doubts[tuple[Steps, Left]] = Doubts()
         self._resting: tuple[float, str] = (0.0, "")
         self.tally = Tally()
 
@@ -180,6 +182,7 @@ class Driver:
             case Resolved(job, identity):
                 self._writer.identity(identity)
                 steps = self._window[job.did]
+                self._answer_doubt(steps, identity)
                 self._owners.submit(self._go_on(steps, steps.resolved(identity)))
             case Unchanged(job):
                 self._finish(self._window[job.did], Done(UNCHANGED))
@@ -189,8 +192,30 @@ class Driver:
                 source.ended()
                 self.tally.not_listed = outcome.error
             case Left():
-                steps = self._window[outcome.job.did]
-                self._owners.submit(self._go_on(steps, steps.left(outcome)))
+                self._leave(self._window[outcome.job.did], outcome)
+
+    def _leave(self, steps: Steps, left: Left) -> None:
+        if isinstance(left.job, Resolve):
+            self._answer_doubt(steps, None)
+        elif left.passing and steps.doubts(left):
+            ask = self._doubts.ask(left.job.origin, (steps, left))
+            if ask is None:
+                return
+            if not ask:
+                steps.asked_again = True
+        self._owners.submit(self._go_on(steps, steps.left(left)))
+
+    def _answer_doubt(self, steps: Steps, identity: Identity | None) -> None:
+        """Tells what has become of a user of a host that does not answer, and goes on with those who waited for it."""
+        if steps.refused is None or not steps.refused.passing:
+            return
+        host = steps.refused.job.origin
+        ask, held = self._doubts.answered(host, moved=identity is not None and identity.host != host)
+        jobs: list[Job] = []
+        for other, left in held:
+            other.asked_again = not ask
+            jobs += self._go_on(other, other.left(left))
+        self._owners.submit(jobs)
 
     def _stage(self, staged: Staged) -> None:
         self._writer.receipt(staged.receipt, staged.rows)

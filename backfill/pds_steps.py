@@ -55,16 +55,20 @@ class Steps:
             return _done(self.refused)
         return self._fetch(identity)
 
+    def doubts(self, left: Left) -> bool:
+        """Whether the directory might know better.
+
+        What the cache says may be old. That there is no repository is doubted even without a cache:
+        the user may have moved a moment ago.
+        """
+        may_be_elsewhere = left.may_have_moved and (self.cached or left.status == "not_found")
+        return may_be_elsewhere and isinstance(left.job, Fetch) and not self.asked_again
+
     def left(self, left: Left) -> Job | Done:
-        if isinstance(left.job, Fetch):
-            # What the cache says may be old. That there is no repository is doubted even so: a user
-            # may have moved a moment ago.
-            doubtful = left.may_have_moved and (self.cached or left.status == "not_found")
-            if doubtful and not self.asked_again:
-                self.refused, self.asked_again = left, True
-                return self._resolve()
-            return _done(left)
-        return _done(self.refused or left)
+        if self.doubts(left):
+            self.refused, self.asked_again = left, True
+            return self._resolve()
+        return _done(left if isinstance(left.job, Fetch) else self.refused or left)
 
     def _resolve(self) -> Job | Done:
         url = document_url(self.did, self.plc_url)

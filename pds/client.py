@@ -27,7 +27,6 @@ USER_AGENT = "label-backfill/0.1 (reads public repositories for research)"
 # A DID document or an error has a few hundred bytes, a page of listRepos 200,000.
 MAX_ANSWER = 1 << 21
 _MAX_REDIRECTS = 3
-_KEPT_CONNECTIONS = 256
 _KEEP_SECONDS = 20.0
 
 # Waits until the host with this origin may be asked. What it returns is called when the request has left.
@@ -51,15 +50,36 @@ class Client:
     def __init__(self, settings: PdsSettings, trusted: Iterable[str] = (), *, insecure: bool = False) -> None:
         self._settings, self._insecure, self._trusted = settings, insecure, frozenset(trusted)
         places = {_place(origin) for origin in self._trusted}
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=httpx.create_ssl_context(),
-            max_keepalive_connections=_KEPT_CONNECTIONS,
-            keepalive_expiry=_KEEP_SECONDS,
-            network_backend=_CheckedBackend(places, insecure=insecure),
-        )
+        self._tls = httpx.create_ssl_context()
+        self._backend = _CheckedBackend(places, insecure=insecure)
+        # A pool looks at all its connections for every request, so each host has its own.
+        self._pools: dict[str, httpcore.AsyncConnectionPool] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        await self._pool.aclose()
+        for origin in list(self._pools):
+            self.forget(origin)
+        await asyncio.gather(*self._closing)
+
+    def forget(self, origin: str) -> None:
+        """Closes the connections to a host that is not asked for the time being."""
+        pool = self._pools.pop(origin, None)
+        if pool is not None:
+            closing = asyncio.create_task(pool.aclose())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    def _pool(self, origin: str) -> httpcore.AsyncConnectionPool:
+        if origin not in self._pools:
+            # Whoever calls bounds the number of requests under way; here nothing has to wait.
+            self._pools[origin] = httpcore.AsyncConnectionPool(
+                self._tls,
+                max_connections=None,
+                max_keepalive_connections=self._settings.in_flight,
+                keepalive_expiry=_KEEP_SECONDS,
+                network_backend=self._backend,
+            )
+        return self._pools[origin]
 
     async def get(self, url: str, admit: Admit, sink: Sink | None = None, limit: int = MAX_ANSWER) -> Answer:
         """The body of a 200 goes into `sink` if there is one; more than `limit` bytes raise RejectedRepo("too_large").
@@ -67,8 +87,9 @@ class Client:
         Raises RejectedRepo for a host that may not be asked, and RetryableError.
         """
         for _ in range(_MAX_REDIRECTS + 1):
-            has_left = await admit(self._origin(url))
-            async with self._answer(url, has_left) as response:
+            origin = self._origin(url)
+            has_left = await admit(origin)
+            async with self._answer(origin, url, has_left) as response:
                 headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
                 if response.status not in (301, 302, 303, 307, 308) or "location" not in headers:
                     into = sink if response.status == 200 else None
@@ -85,7 +106,7 @@ class Client:
         return origin
 
     @asynccontextmanager
-    async def _answer(self, url: str, has_left: Callable[[], None]) -> AsyncIterator[httpcore.Response]:
+    async def _answer(self, origin: str, url: str, has_left: Callable[[], None]) -> AsyncIterator[httpcore.Response]:
         async def trace(event: str, info: Any) -> None:
             if event == "http11.send_request_headers.complete":
                 has_left()
@@ -100,7 +121,7 @@ class Client:
         try:
             # Headers that trickle in keep every single read in time.
             async with asyncio.timeout(settings.connect_seconds + 2 * settings.read_seconds):
-                response = await self._pool.handle_async_request(request)
+                response = await self._pool(origin).handle_async_request(request)
             try:
                 yield response
             finally:

@@ -20,7 +20,7 @@ _GROUP_REPOS, _GROUP_BYTES = 64, 16 * MIB
 _GATHER_SECONDS = 0.1
 # Memory of a task: Python and its libraries, and this many times the CARs. Measured by
 # tests/benchmarks/pds_memory.py.
-_TASK_BYTES, _TIMES = 256 * MIB, 6
+_TASK_BYTES, _TIMES = 256 * MIB, 4
 _ATTEMPTS = 2
 
 OnDecoded = Callable[[Sequence[Spooled], Decoded], Awaitable[None]]

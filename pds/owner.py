@@ -47,6 +47,7 @@ class _Host:
     manners: Manners
     queue: deque[tuple[Job, int]] = field(default_factory=deque)
     workers: int = 0
+    asking: int = 0
     gate: asyncio.Lock = field(default_factory=asyncio.Lock)
     verdict: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -123,10 +124,17 @@ class HostOwner:
     async def close(self) -> None:
         for task in self._workers:
             task.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
         if self._client:
             await self._client.close()
         if self._spool:
             self._spool.remove()
+
+    def _let_go(self, hosts: Iterable[_Host]) -> None:
+        """Keeps no connection to a host without work."""
+        for host in hosts:
+            if not host.workers and not host.asking and self._client:
+                self._client.forget(host.origin)
 
     def _host(self, origin: str) -> _Host:
         if origin not in self._hosts:
@@ -149,6 +157,7 @@ class HostOwner:
             self._break(error)
         finally:
             host.workers -= 1
+        self._let_go([host])
 
     async def _work_on(self, host: _Host, job: Job, attempts: int) -> None:
         try:
@@ -158,8 +167,9 @@ class HostOwner:
             return
         except _GaveUp:
             status = host.manners.gave_up or ""
-            said = "limits our requests" if status == "rate_limited" else "does not answer as it should"
-            outcome = Left(job, status, f"{host.origin} {said}; it is left for the next run", True, True)
+            limited = status == "rate_limited"
+            said = "limits our requests" if limited else "does not answer as it should"
+            outcome = Left(job, status, f"{host.origin} {said}; it is left for the next run", True, not limited)
         except RetryableError as error:
             if attempts + 1 < self._settings.attempts:
                 await asyncio.sleep(self._settings.retry_seconds * 4**attempts)
@@ -238,6 +248,7 @@ class HostOwner:
             host = self._host(origin)
             sent = await host.admit()
             asked.append(host)
+            host.asking += 1
             return lambda: setattr(sent, "at", time.monotonic())
 
         try:
@@ -249,6 +260,10 @@ class HostOwner:
             if asked:
                 asked[-1].judge(asked[-1].manners.withdrawn)
             raise
+        finally:
+            for host in asked:
+                host.asking -= 1
+            self._let_go(asked)
         self._heed(asked[-1], answer)
         return answer
 

@@ -240,3 +240,14 @@ def test_what_breaks_the_owner_reaches_who_waits() -> None:
 
     with pytest.raises((TypeError, AttributeError)):
         asyncio.run(play())
+
+
+def test_requests_that_are_redirected_to_one_host_do_not_cut_each_other_off(net: Network) -> None:
+    """The host at the end of the redirects has no jobs of its own."""
+    front = net.host()
+    jobs = [resolve_job(net.plc, n) for n in range(40)]
+    net.plc.server.latency = 0.05
+    front.server.fault = lambda path, query: Reply(302, headers={"Location": net.plc.origin + path})
+    found = run([Resolve(job.did, front.origin, job.url.replace(job.origin, front.origin)) for job in jobs])
+    assert [type(outcome) for outcome in found] == [Resolved] * 40
+    assert len(net.plc.server.paths) == 40

@@ -207,6 +207,20 @@ def test_a_user_who_has_moved_is_followed_once(net: Network, tmp_path: Path) -> 
     assert uris(tmp_path) == uris_of((moved, posts(4))), "what is gone from the host stays in the lake"
 
 
+def test_users_whose_host_has_died_are_found_where_they_have_moved(net: Network, tmp_path: Path) -> None:
+    old, new = net.host(), net.host()
+    mades = [make_repo(make_did(n), posts(2, seed=n)) for n in range(30)]
+    for made in mades:
+        net.add(made, old)
+    run(tmp_path, net, *(made.did for made in mades))
+    for made in mades:
+        net.add(make_repo(made.did, posts(3, seed=1), rev=tid((1 << 60) + 1)), new)
+    old.server.close()
+    result = run(tmp_path, net, *(made.did for made in mades))
+    assert result.tally.statuses == {"ok": 30}
+    assert uris(tmp_path) == uris_of(*((made, posts(3, seed=1)) for made in mades))
+
+
 def test_a_key_that_was_rotated_is_asked_for_again(net: Network, tmp_path: Path) -> None:
     host = net.host()
     made = make_repo(make_did(1), posts(3))

@@ -1,0 +1,62 @@
+"""50 hosts, of which 15 are bad, next to the 35 good ones alone. `python -m tests.benchmarks.pds_hosts [USERS]`
+
+5 hosts are dead, 5 answer 429 as HTML without headers, 5 trickle a byte a second. What is measured
+is when the last user of a good host was asked for, by the servers' clock. The waits for the bad
+ones are shortened, so that the whole ends soon; that does not help the good ones.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from backfill.cluster import start_ray
+from pds.settings import PdsSettings
+from tests.benchmarks.pds_world import (
+    DEAD,
+    GOOD,
+    LIMITED,
+    TRICKLES,
+    HostPlan,
+    most_in_a_second,
+    of_all,
+    resolve_first,
+    run_sync,
+    world,
+)
+
+USERS = 90
+SETTINGS = PdsSettings(limited_seconds=20, slow_seconds=10)
+
+
+def main() -> None:
+    users = int(sys.argv[1]) if len(sys.argv) > 1 else USERS
+    start_ray(None, debug=False)
+    alone = _measure([HostPlan(GOOD, users, 0.1)] * 35)
+    bad = [HostPlan(kind, users) for kind in (DEAD, LIMITED, TRICKLES) for _ in range(5)]
+    together = _measure([HostPlan(GOOD, users, 0.1)] * 35 + bad)
+    print(f"the 35 good hosts: {alone:.1f} s alone, {together:.1f} s with 15 bad ones")
+
+
+def _measure(plans: list[HostPlan]) -> float:
+    """Seconds from the first request to the last of the good hosts."""
+    with tempfile.TemporaryDirectory() as folder, world(plans) as here:
+        # Hosts take turns in the list, as they do in a study's.
+        dids = of_all([list(group) for group in zip(*here.dids, strict=True)])
+        resolve_first(Path(folder), here)
+        result, seconds = run_sync(Path(folder), here, dids, SETTINGS)
+        by_host = here.times()
+    good = [times for times, plan in zip(by_host, plans, strict=True) if plan.kind == GOOD]
+    asked = sorted(of_all(good))
+    print(f"{len(plans)} hosts, {seconds:.1f} s in all: {dict(Counter(result.tally.statuses))}")
+    rates = [(len(times) - 1) / (times[-1] - times[0]) for times in good]
+    most = max(map(most_in_a_second, good))
+    print(f"  good hosts: {min(rates):.2f} to {max(rates):.2f} requests a second each, at most {most} in any second")
+    print(f"  requests to bad hosts: {sum(map(len, by_host)) - len(asked)}")
+    return asked[-1] - asked[0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""A world for benchmarks: a directory and hosts in a process of their own, which counts what is asked."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import multiprocessing
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from backfill.config import workspace
+from backfill.pds_resolve import resolve
+from backfill.pds_sync import SyncOptions, SyncResult, sync
+from pds.settings import PdsSettings
+from tests.pds.repos import make_did, make_repo, posts
+from tests.pds.servers import HTML_429, Network, Pds, Reply
+
+# How a host behaves. A dead one is one whose server is closed.
+GOOD, DEAD, LIMITED, TRICKLES = "good", "dead", "limited", "trickles"
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    kind: str
+    users: int
+    latency: float = 0.0
+    posts: int = 5
+
+
+@dataclass
+class World:
+    """`dids` by host. `times()`: when each host was asked, by the server's clock, in seconds."""
+
+    plc_url: str
+    origins: list[str]
+    dids: list[list[str]]
+    _pipe: Connection
+
+    def times(self) -> list[list[float]]:
+        self._pipe.send("times")
+        found: list[list[float]] = self._pipe.recv()
+        return found
+
+
+@contextmanager
+def world(plans: list[HostPlan]) -> Iterator[World]:
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, plans), daemon=True)
+    process.start()
+    plc_url, origins, dids = ours.recv()
+    try:
+        yield World(plc_url, origins, dids, ours)
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _serve(pipe: Connection, plans: list[HostPlan]) -> None:
+    net, dids, number = Network(), [], itertools.count()
+    for plan in plans:
+        host = net.host(latency=plan.latency)
+        mades = [make_repo(make_did(n), posts(plan.posts, seed=n % 50)) for n in itertools.islice(number, plan.users)]
+        for made in mades:
+            net.add(made, host)
+        dids.append([made.did for made in mades])
+        _misbehave(host, plan.kind)
+    pipe.send((net.plc.origin, [host.origin for host in net.hosts], dids))
+    while pipe.recv() == "times":
+        pipe.send([host.server.times for host in net.hosts])
+
+
+def _misbehave(host: Pds, kind: str) -> None:
+    if kind == DEAD:
+        host.server.close()
+    elif kind == LIMITED:
+        host.server.fault = lambda path, query: Reply(429, HTML_429, {"Content-Type": "text/html"})
+    elif kind == TRICKLES:
+        host.server.fault = lambda path, query: Reply(pieces=_trickle())
+
+
+def _trickle() -> Iterator[bytes]:
+    while True:
+        yield b"x"
+        time.sleep(1)
+
+
+def resolve_first(lake: Path, here: World) -> None:
+    """Identities come from the cache then, and the hosts' own limits are all there is to wait for."""
+    fast = PdsSettings(host_qps=1000)
+    options = SyncOptions(tuple(of_all(here.dids)), plc_url=here.plc_url, allow_insecure_hosts=True, settings=fast)
+    resolve(workspace(str(lake), None, None, None, debug=False), options, lambda found: None)
+
+
+def run_sync(lake: Path, here: World, dids: list[str], settings: PdsSettings) -> tuple[SyncResult, float]:
+    """The result, and the seconds that it took."""
+    options = SyncOptions(tuple(dids), plc_url=here.plc_url, allow_insecure_hosts=True, settings=settings)
+    before = time.monotonic()
+    result = sync(workspace(str(lake), None, None, None, debug=False), options, io.StringIO())
+    return result, time.monotonic() - before
+
+
+def most_in_a_second(times: list[float]) -> int:
+    """In any second, whenever it begins."""
+    ordered = sorted(times)
+    end = most = 0
+    for start, first in enumerate(ordered):
+        while end < len(ordered) and ordered[end] < first + 1:
+            end += 1
+        most = max(most, end - start)
+    return most
+
+
+def of_all(groups: list[Any]) -> list[Any]:
+    return [entry for group in groups for entry in group]
