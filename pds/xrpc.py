@@ -59,8 +59,12 @@ def refusal(job: Fetch, answer: Answer) -> Left | None:
     status = _REFUSALS.get(str(content.get("error"))) if content else None
     if content is None or status is None:
         return None
-    message = str(content.get("message") or status)
-    return Left(job, status, message[:_MESSAGE_CHARS], may_have_moved=True)
+    return Left(job, status, _shown(str(content.get("message") or status)), may_have_moved=True)
+
+
+def _shown(message: str) -> str:
+    """A stranger's words, fit for a terminal."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in message[:_MESSAGE_CHARS])
 
 
 def _content(answer: Answer) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ from backfill.config import workspace
 from backfill.pds_resolve import resolve
 from backfill.pds_sync import SyncOptions, SyncResult, sync
 from pds.settings import PdsSettings
-from tests.pds.repos import make_did, make_repo, posts
+from tests.pds.repos import make_did, make_repo, posts, tid
 from tests.pds.servers import HTML_429, Network, Pds, Reply
 
 # How a host behaves. A dead one is one whose server is closed.
@@ -42,9 +42,14 @@ class World:
     _pipe: Connection
 
     def times(self) -> list[list[float]]:
-        self._pipe.send("times")
+        self._pipe.send(("times", 0))
         found: list[list[float]] = self._pipe.recv()
         return found
+
+    def change(self, nth: int) -> None:
+        """Every n-th user writes something new."""
+        self._pipe.send(("change", nth))
+        self._pipe.recv()
 
 
 @contextmanager
@@ -70,8 +75,17 @@ def _serve(pipe: Connection, plans: list[HostPlan]) -> None:
         dids.append([made.did for made in mades])
         _misbehave(host, plan.kind)
     pipe.send((net.plc.origin, [host.origin for host in net.hosts], dids))
-    while pipe.recv() == "times":
+    while True:
+        what, nth = pipe.recv()
+        if what == "change":
+            _change(net, dids, nth)
         pipe.send([host.server.times for host in net.hosts])
+
+
+def _change(net: Network, dids: list[list[str]], nth: int) -> None:
+    for host, group in zip(net.hosts, dids, strict=True):
+        for did in group[::nth]:
+            host.add_made(make_repo(did, posts(6), rev=tid((1 << 60) + 1)))
 
 
 def _misbehave(host: Pds, kind: str) -> None:

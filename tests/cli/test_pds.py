@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from cli.__main__ import main
 from tests.pds.repos import Key, make_did, make_repo, post, posts
 from tests.pds.servers import Network, Reply, network
 from tests.pds.test_sync import uris
-from tests.support import database_labels, run_cli
+from tests.support import ROOT, cli_command, database_labels, run_cli
 
 
 @pytest.fixture
@@ -162,3 +165,27 @@ def test_what_is_fetched_is_labelled(net: Network, tmp_path: Path) -> None:
     [counts] = json.loads(labelled.stdout)["integrations"].values()
     assert (counts["eligible"], counts["labelled"]) == (31, 31)
     assert sorted(uri for uri, *_ in database_labels(tmp_path)) == [uri for uri in uris(tmp_path) if "blank" not in uri]
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_what_is_fetched_is_saved_when_the_sync_is_interrupted(net: Network, tmp_path: Path) -> None:
+    import ray
+
+    host = net.host()
+    mades = [make_repo(make_did(n), posts(2, seed=n)) for n in range(40)]
+    for made in mades:
+        net.add(made, host)
+    (tmp_path / "dids").write_text("\n".join(made.did for made in mades))
+    lake = ["--data-dir", str(tmp_path / "lake"), "--ray-address", ray.get_runtime_context().gcs_address]
+    slow = ["--plc-url", net.plc.origin, "--allow-insecure-hosts", "--host-qps", "6"]
+    command = cli_command("pds", "sync", "--dids-file", str(tmp_path / "dids"), *slow, *lake)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "lake").glob("queues/pds/*.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopping; what is fetched is being saved" in err
+    saved = uris(tmp_path / "lake")
+    assert 0 < len(saved) == len(set(saved)) < 80

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections import Counter
@@ -38,13 +39,20 @@ Fault = Callable[[str, dict[str, str]], Reply | None]
 class Server:
     """One host. `times` are the moments (monotonic) at which requests came."""
 
-    def __init__(self, answer: Callable[[str, dict[str, str]], Reply], latency: float = 0.0) -> None:
+    def __init__(
+        self,
+        answer: Callable[[str, dict[str, str]], Reply],
+        latency: float = 0.0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.times: list[float] = []
         self.paths: list[str] = []
         self.fault: Fault | None = None
         self.latency = latency
         self._answer = answer
         self._http = _Http(("127.0.0.1", 0), _handler(self))
+        if tls:
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from datasets.errors import RetryableError
 from pds.client import Answer, Client
@@ -211,7 +219,43 @@ def test_headers_that_trickle(server: Server) -> None:
         thread.join()
 
 
-def test_a_certificate_that_is_not_the_hosts(server: Server) -> None:
-    """TLS to a server that speaks none: it is the host's trouble, and nothing was sent to it in clear."""
+def test_tls_to_a_server_that_speaks_none(server: Server) -> None:
+    """It is the host's trouble, and nothing is sent to it in clear."""
     assert kind_of_failure(server.origin.replace("http://", "https://")) in ("connect", "cut", "timeout")
     assert server.paths == []
+
+
+@pytest.mark.parametrize(("name", "accepted"), [("localhost", True), ("pds.example.com", False)])
+def test_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, accepted: bool) -> None:
+    """The name in the certificate is compared with the host's name, not with the address that was checked."""
+    certificate = tmp_path / "certificate.pem"
+    certificate.write_bytes(self_signed(name))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    server = Server(lambda path, query: Reply(body=b"secret"), tls=context)
+    try:
+        url = f"https://localhost:{server.origin.rpartition(':')[2]}"
+        if accepted:
+            assert get(url, trusted=[url]).body == b"secret"
+        else:
+            assert kind_of_failure(url) == "connect"
+        with pytest.raises(RejectedRepo, match="which is not public"):
+            get(url)
+    finally:
+        server.close()
+
+
+def self_signed(name: str) -> bytes:
+    """A key and a certificate for a name, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=1))
+    builder = builder.not_valid_after(now + timedelta(days=1))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    certificate = builder.sign(key, hashes.SHA256())
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return private + certificate.public_bytes(Encoding.PEM)

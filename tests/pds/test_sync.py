@@ -23,7 +23,7 @@ from datasets.errors import BackfillError, ConfigError
 from pds.settings import PdsSettings
 from pds.syntax import utc_date
 from tests.pds.repos import Key, Made, make_did, make_repo, post, posts, tid
-from tests.pds.servers import Network, Reply, error_reply, network
+from tests.pds.servers import Network, Reply, document, error_reply, network
 from tests.pds.support import INDEX, WITH_CAR, expected, vectors
 from tests.pds.test_records import kind_of
 
@@ -44,7 +44,7 @@ def run(root: Path, net: Network, *dids: str, **options: Any) -> SyncResult:
     """One `pds sync` in this process."""
     settings = options.pop("settings", QUICK)
     options = {"allow_insecure_hosts": True, "plc_url": net.plc.origin, **options}
-    place = workspace(str(root), None, None, None, debug=False)
+    place = workspace(str(root), options.pop("database_url", None), None, None, debug=False)
     return sync(place, SyncOptions(dids, settings=settings, **options), io.StringIO())
 
 
@@ -309,6 +309,29 @@ def test_hosts_of_strangers_on_this_machine_are_not_asked(net: Network, tmp_path
     assert host.server.paths == []
 
 
+def test_a_did_web(net: Network, tmp_path: Path) -> None:
+    host = net.host()
+    did = f"did:web:localhost%3A{host.origin.rpartition(':')[2]}"
+    made = make_repo(did, posts(2))
+    host.add_made(made)
+    found = json.dumps(document(did, made.key.did_key, host.origin)).encode()
+    host.server.fault = lambda path, query: Reply(body=found) if path == "/.well-known/did.json" else None
+    run(tmp_path, net, did)
+    assert uris(tmp_path) == uris_of((made, posts(2)))
+    assert net.plc.server.paths == []
+
+
+def test_what_a_host_says_does_not_reach_the_terminal_as_it_is(net: Network, tmp_path: Path) -> None:
+    host = net.host()
+    made = make_repo(make_did(1), posts(2))
+    net.add(made, host)
+    host.server.fault = lambda path, query: error_reply("RepoTakendown", "\x1b[2J\x00 gone \u202e" + "x" * 999)
+    run(tmp_path, net, made.did)
+    error = states(tmp_path)[made.did]["error"]
+    assert error.startswith("\ufffd[2J\ufffd gone \ufffdxxx")
+    assert len(error) == 300
+
+
 def test_lines_that_are_no_dids_are_reported_by_their_number(net: Network, tmp_path: Path) -> None:
     host = net.host()
     made = make_repo(make_did(1), posts(2))
@@ -358,7 +381,9 @@ def test_a_host_that_does_not_list(net: Network, tmp_path: Path) -> None:
     assert "501" in (result.tally.not_listed or "")
 
 
-def test_a_new_database_is_filled_from_the_lake_and_doubles_nothing(net: Network, tmp_path: Path) -> None:
+def test_a_new_database_is_filled_from_the_lake_and_doubles_nothing(
+    net: Network, tmp_path: Path, postgres_url: str
+) -> None:
     host = net.host()
     dids = net.add_fixtures(host)
     run(tmp_path, net, *dids.values())
@@ -372,6 +397,10 @@ def test_a_new_database_is_filled_from_the_lake_and_doubles_nothing(net: Network
     assert {did: row for did, row in states(tmp_path).items() if row["status"] == "ok"} == {
         did: row for did, row in known.items() if row["status"] == "ok"
     }
+    # Another one, too: PostgreSQL from now on.
+    result = run(tmp_path, net, *dids.values(), database_url=postgres_url)
+    assert result.tally.statuses["unchanged"] == 4
+    assert files(tmp_path) == before
     # And records that were taken out of the lake are fetched again.
     shutil.rmtree(tmp_path / "raw_sync")
     result = run(tmp_path, net, *dids.values())
