@@ -19,6 +19,8 @@ _ORDERS = {
     "secp256k1": 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
     "secp256r1": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
 }
+# The field of a commit, up to its 64 bytes.
+_SIGNATURE = b"\x63sig\x58\x40"
 _LETTERS = "234567abcdefghijklmnopqrstuvwxyz"
 
 
@@ -127,7 +129,9 @@ class Made:
         """Signs the commit; its CID."""
         unsigned = {name: value for name, value in self.commit.items() if name != "sig"}
         signature = (signed_by or self.key).sign(libipld.encode_dag_cbor(unsigned), low=low)
-        block = libipld.encode_dag_cbor({**unsigned, "sig": signature} | self.commit)
+        block = libipld.encode_dag_cbor({**unsigned, "sig": bytes(64)} | self.commit)
+        # The encoder takes bytes for a link where they look like one, and a signature may.
+        block = block.replace(_SIGNATURE + bytes(64), _SIGNATURE + signature)
         self.blocks[cid(block)] = block
         return cid(block)
 
