@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from backfill.pds_doubts import Doubts
 from backfill.pds_owners import Owners
 from backfill.pds_progress import SyncProgress, resting
 from backfill.pds_steps import UNCHANGED, Done, Steps
-from backfill.pds_users import Invalid, User
+from backfill.pds_users import EveryoneOn, Given, Invalid, User
 from backfill.pds_writer import Writer
 from datasets.coverage import Coverage
 from datasets.database import Database
@@ -48,67 +47,6 @@ class Tally:
     @property
     def users(self) -> int:
         return self.statuses.total()
-
-
-class Source(Protocol):
-    """Where users come from."""
-
-    def take(self, count: int) -> list[Any]:
-        """Up to so many `User`, `Invalid` or `ListedRepo`."""
-
-    def ask(self) -> Job | None:
-        """What has to be asked for more of them."""
-
-    @property
-    def done(self) -> bool:
-        """Whether no more will come."""
-
-
-class Given:
-    """Users from a file or the command line."""
-
-    def __init__(self, users: Iterator[User | Invalid]) -> None:
-        self._users = users
-        self.done = False
-
-    def take(self, count: int) -> list[User | Invalid]:
-        some = list(islice(self._users, count))
-        self.done = len(some) < count
-        return some
-
-    def ask(self) -> Job | None:
-        return None
-
-
-class EveryoneOn:
-    """Everyone whom a host lists, a page at a time."""
-
-    def __init__(self, host: str) -> None:
-        self.host = host
-        self._next: List | None = List(host)
-        self._asked = False
-        self._repos = deque[ListedRepo]()
-
-    def take(self, count: int) -> list[ListedRepo]:
-        return [self._repos.popleft() for _ in range(min(count, len(self._repos)))]
-
-    def ask(self) -> Job | None:
-        if self._asked or self._repos or self._next is None:
-            return None
-        self._asked = True
-        return self._next
-
-    def listed(self, page: Listed) -> None:
-        self._asked = False
-        self._repos.extend(page.repos)
-        self._next = List(self.host, page.cursor) if page.cursor else None
-
-    def ended(self) -> None:
-        self._asked, self._next = False, None
-
-    @property
-    def done(self) -> bool:
-        return not self._asked and not self._repos and self._next is None
 
 
 class Driver:

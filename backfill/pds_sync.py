@@ -17,10 +17,10 @@ from typing import Any, TextIO
 
 from backfill.cluster import start_ray
 from backfill.config import Workspace, new_run_id
-from backfill.pds_driver import Driver, EveryoneOn, Given, Tally
+from backfill.pds_driver import Driver, Tally
 from backfill.pds_owners import Owners
 from backfill.pds_progress import SyncProgress
-from backfill.pds_users import check_file, read_users
+from backfill.pds_users import EveryoneOn, Given, check_file, read_users
 from backfill.pds_writer import Writer
 from datasets.coverage import RECORD_TYPES, covering
 from datasets.database import Database, open_database

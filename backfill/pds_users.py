@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from datasets.errors import ConfigError, from_os_error
 from pds.errors import RejectedRepo
 from pds.identity import check_did
+from pds.jobs import Job, List, Listed, ListedRepo
 
 # What a line of a file may have at the most; a DID has 2,048 characters.
 _MAX_LINE = 4096
@@ -73,3 +76,52 @@ def check_file(dids_file: str | None) -> None:
             raise ConfigError(f"there is no file {dids_file}; check --dids-file") from None
         except OSError as error:
             raise from_os_error("read", dids_file, error) from error
+
+
+class Given:
+    """Users from a file or the command line."""
+
+    def __init__(self, users: Iterator[User | Invalid]) -> None:
+        self._users = users
+        self.done = False
+
+    def take(self, count: int) -> list[User | Invalid]:
+        """Up to so many."""
+        some = list(islice(self._users, count))
+        self.done = len(some) < count
+        return some
+
+    def ask(self) -> Job | None:
+        """What has to be asked for more of them."""
+        return None
+
+
+class EveryoneOn:
+    """Everyone whom a host lists, a page at a time."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self._next: List | None = List(host)
+        self._asked = False
+        self._repos = deque[ListedRepo]()
+
+    def take(self, count: int) -> list[ListedRepo]:
+        return [self._repos.popleft() for _ in range(min(count, len(self._repos)))]
+
+    def ask(self) -> Job | None:
+        if self._asked or self._repos or self._next is None:
+            return None
+        self._asked = True
+        return self._next
+
+    def listed(self, page: Listed) -> None:
+        self._asked = False
+        self._repos.extend(page.repos)
+        self._next = List(self.host, page.cursor) if page.cursor else None
+
+    def ended(self) -> None:
+        self._asked, self._next = False, None
+
+    @property
+    def done(self) -> bool:
+        return not self._asked and not self._repos and self._next is None

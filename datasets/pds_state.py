@@ -50,6 +50,9 @@ class RepoState:
     coverage: Coverage = field(default_factory=dict)
     batch: str | None = None
 
+    def __post_init__(self) -> None:
+        assert self.status in STATUSES, self.status
+
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 

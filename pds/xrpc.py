@@ -8,8 +8,8 @@ from urllib.parse import urlencode
 
 from pds.client import Answer
 from pds.errors import RejectedRepo
+from pds.identity import check_did
 from pds.jobs import Fetch, Left, List, Listed, ListedRepo
-from pds.syntax import is_did
 
 PAGE = 1000
 # What a PDS says about a repository that it does not serve.
@@ -76,8 +76,12 @@ def _content(answer: Answer) -> dict[str, Any] | None:
 
 
 def _listed(entry: Any) -> ListedRepo | None:
-    """A repository of which the host says something else than that it serves it is tried all the same."""
-    if not isinstance(entry, dict) or not isinstance(did := entry.get("did"), str) or not is_did(did):
+    """None for what is no user of ours. Whatever else a host says of a repository, it is tried."""
+    if not isinstance(entry, dict) or not isinstance(did := entry.get("did"), str):
+        return None
+    try:
+        check_did(did)
+    except RejectedRepo:
         return None
     rev, status = entry.get("rev"), entry.get("status")
     said = _LISTED.get(status) if entry.get("active") is False and isinstance(status, str) else None

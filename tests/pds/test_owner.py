@@ -219,7 +219,8 @@ def test_a_host_that_lists_nothing_that_can_be_read(net: Network, body: bytes) -
 def test_odd_entries_of_a_listing_are_left_out(net: Network) -> None:
     host = net.host()
     body = (
-        b'{"repos": [5, {}, {"did": "../../etc"}, {"did": 7}, {"did": "did:plc:lnadw26jdmxczzlxrsbwyhy4"},'
+        b'{"repos": [5, {}, {"did": "../../etc"}, {"did": 7}, {"did": "did:example:x"},'
+        b' {"did": "did:plc:lnadw26jdmxczzlxrsbwyhy4"},'
         b' {"did": "did:web:x.example", "active": false, "status": ["x"]}], "cursor": 5}'
     )
     host.server.fault = lambda path, query: Reply(body=body)
