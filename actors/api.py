@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actors.integrations import Outcome
-from actors.limiter import limiter_name
+from actors.limiter import Limiter, limiter_name
 from actors.remote import Api, Call, Limits, MalformedError, Remote
 from actors.responses import Claim, shared_store
 from actors.slots import Slots, shared_calls
@@ -85,6 +85,37 @@ def connect(remote: Remote, lake: Lake, integration: str, run_id: str) -> ApiCla
     calls = shared_calls(limiter_name(remote.endpoint, remote.credential))
     slots = Slots(calls, remote.quota, run_id, integration)
     return ApiClassifier(remote.api, remote.limits, slots, Store(shared_store(lake, integration)))
+
+
+def connect_here(remote: Remote) -> ApiClassifier:
+    """In this process, without a cluster: the machine's limiter, and answers kept for as long as it runs."""
+    limiter = Limiter(limiter_name(remote.endpoint, remote.credential))
+
+    async def call(method: str, *arguments: Any, **named: Any) -> Any:
+        return getattr(limiter, method)(*arguments, **named)
+
+    slots = Slots(call, remote.quota, "here", "here")
+    return ApiClassifier(remote.api, remote.limits, slots, MemoryStore())
+
+
+class MemoryStore:
+    """A store of answers for one process."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, bytes] = {}
+
+    async def claim(self, keys: Sequence[str]) -> Claim:
+        return Claim(
+            {key: self._answers[key] for key in keys if key in self._answers},
+            [key for key in keys if key not in self._answers],
+        )
+
+    async def put(self, answers: Mapping[str, bytes]) -> None:
+        self._answers.update(answers)
+
+    async def give_back(self, keys: Sequence[str], *, forget: bool = False) -> None:
+        for key in keys if forget else ():
+            self._answers.pop(key, None)
 
 
 class ApiClassifier:

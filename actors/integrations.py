@@ -31,8 +31,9 @@ class Environment(dict[str, str]):
 
 # What became of one post: its values for the integration's own columns, or why there are none.
 Outcome = Mapping[str, Any] | RejectedPost | RetryableError
-# What an actor of the integration mostly uses: a processor, an accelerator, or someone else's quota.
-Placement = Literal["cpu", "gpu", "api"]
+# What an actor of the integration mostly uses: one processor; a model's device, which is a GPU where
+# there is one; or someone else's quota.
+Placement = Literal["cpu", "model", "api"]
 
 
 class Classifier(Protocol):
@@ -73,6 +74,9 @@ class Integration:
     Where `placement` is `api`, `remote` takes the place of `load` and of `check`: it says which API
     is asked, from the settings and the environment variables named in `environment`, and raises
     ConfigError where one that it needs is not set.
+
+    `outputs` are what a local model has to tell apart, `groups` those of them that exclude each
+    other, and `targets` what a row of hand labels teaches each: that is what heads are trained by.
     """
 
     name: str
@@ -84,6 +88,9 @@ class Integration:
     placement: Callable[[Any], Placement] = lambda settings: "cpu"
     remote: Callable[[Any, Environment], Remote] | None = None
     environment: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
+    targets: Callable[[Mapping[str, Any]], Mapping[str, float | None]] | None = None
 
     def read_environment(self) -> Environment:
         return Environment({name: os.environ[name] for name in self.environment if os.environ.get(name)})
@@ -103,7 +110,13 @@ class Integration:
 
 
 # The registry: one line an integration, in the order in which commands show them.
-_REGISTRY = ("actors.classifiers.perspective", "actors.classifiers.valence")
+_REGISTRY = (
+    "actors.classifiers.perspective",
+    "actors.classifiers.sociopolitical",
+    "actors.classifiers.ime",
+    "actors.classifiers.valence",
+    "actors.classifiers.intergroup",
+)
 
 
 @functools.cache

@@ -181,12 +181,11 @@ def _read(text: str) -> _State:
     now = time.monotonic()
     try:
         state = _State(**json.loads(text))
+        stale = max(state.next_request, state.paused_until, state.throttled_at) > now + _STALE
     except (ValueError, TypeError):
         # New, or cut off by a kill: what was sent in the last second is not known, so that one is left out.
         return _State(next_request=now + 1.0 if text else 0.0)
-    if max(state.next_request, state.paused_until, state.throttled_at) > now + _STALE:
-        return _State()
-    return state
+    return _State() if stale else state
 
 
 def shared_limiter(name: str) -> Any:

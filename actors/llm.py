@@ -7,6 +7,7 @@ has no neighbours to speak for.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -19,7 +20,6 @@ from urllib.parse import urlsplit
 from actors.integrations import Environment
 from actors.remote import Call, Limits, MalformedError, Quota, Remote
 from datasets.errors import ConfigError, FatalError, RejectedPost
-from datasets.queues import digest
 
 BASE_URL = "https://api.openai.com/v1"
 _PROMPTS = Path(__file__).with_name("prompts")
@@ -100,7 +100,7 @@ class ChatApi:
         self._instructions = (_PROMPTS / f"{self.prompt}.txt").read_text(encoding="utf-8")
         self.model = f"{self.model_id} at {urlsplit(self.base_url).hostname}"
         recipe = json.dumps([self._instructions, self.properties, dict(self.parameters)], sort_keys=True)
-        self.revision = f"{self.model_id} prompt {digest([recipe])[:12]}"
+        self.revision = f"{self.model_id} prompt {hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
         self.group = self.posts_per_prompt
         self._url = f"{self.base_url.rstrip('/')}/chat/completions"
         self._worked = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,21 +39,27 @@ class Pool:
     num_gpus: float = 0.0
 
 
-def size_pools(placements: dict[str, Placement], api_actors: int) -> dict[str, Pool]:
+def size_pools(placements: Mapping[str, Placement], settings: Mapping[str, Any], api_actors: int) -> dict[str, Pool]:
     """A pool for each integration of a run, so that all of them and the readers fit at once.
 
-    Logical CPUs are shared evenly; the operating system shares the real ones.
+    GPUs are shared evenly, and so are logical CPUs; the operating system shares the real ones.
     """
-    cpus = float(ray.cluster_resources().get("CPU", 1))
-    local = [name for name, placement in placements.items() if placement == "cpu"]
-    free = max(cpus - READ_CPUS * _READERS * len(placements), cpus / 2)
+    resources = ray.cluster_resources()
+    cpus, gpus = float(resources.get("CPU", 1)), float(resources.get("GPU", 0))
+    models = [name for name, placement in placements.items() if placement == "model" and gpus >= 1]
+    local = [name for name, placement in placements.items() if placement != "api" and name not in models]
+    free = max(cpus - READ_CPUS * (_READERS * len(placements) + len(models)), cpus / 2)
     pools: dict[str, Pool] = {}
     for name, placement in placements.items():
         if placement == "api":
             pools[name] = Pool(api_actors, 0.0)
+        elif name in models:
+            share = min(float(settings[name].gpu), gpus / len(models))
+            pools[name] = Pool(max(1, int(gpus / len(models) / share)), READ_CPUS, share)
         else:
-            size = max(1, int(cpus // max(1, len(local))))
-            pools[name] = Pool(size, min(1.0, int(free / (size * max(1, len(local))) * 100) / 100))
+            threads = settings[name].threads if placement == "model" else 1
+            size = max(1, int(cpus // (len(local) * threads)))
+            pools[name] = Pool(size, min(float(threads), int(free / (size * len(local)) * 100) / 100))
     return pools
 
 
@@ -126,6 +132,15 @@ def _actor_pool(work: Labelling) -> ActorPoolStrategy:
             size=work.pool.size,
             max_tasks_in_flight_per_actor=2 * _API_BLOCKS,
             max_concurrent_calls_per_actor=_API_BLOCKS,
+            enable_true_multi_threading=True,
+        )
+    if work.integration.placement(work.settings) == "model":
+        # Two blocks at a time: one is tokenised while the other is on the device.
+        return ActorPoolStrategy(
+            min_size=1,
+            max_size=work.pool.size,
+            initial_size=1,
+            max_concurrent_calls_per_actor=2,
             enable_true_multi_threading=True,
         )
     # One actor at first: the others start while it labels already.

@@ -201,7 +201,7 @@ def _label_with_ray(
 
     settings = {integration.name: place.config.settings(integration) for integration in chosen}
     placements = {i.name: i.placement(settings[i.name]) for i in chosen}
-    pools = pipeline.size_pools(placements, place.config.run.api_actors)
+    pools = pipeline.size_pools(placements, settings, place.config.run.api_actors)
     works = {
         i.name: pipeline.Labelling(
             place.lake, i, settings[i.name], selections[i.name], pools[i.name], place.config.run, result.run_id,

@@ -19,6 +19,8 @@ COMMANDS = {
     "status": ("cli.status", "status"),
     "preprocess": ("cli.preprocess", "preprocess"),
     "pds": ("cli.pds", "pds"),
+    "train-head": ("cli.heads", "train_head"),
+    "evaluate": ("cli.heads", "evaluate"),
     "demo": ("cli.demo", "demo"),
 }
 

@@ -68,11 +68,18 @@ class Server:
         if options.quota and len(self.window) >= options.quota:
             self.faults["quota"] += 1
             self.refused_at.append(now)
-            return web.json_response({"error": {"code": 429, "message": "Quota exceeded", "status": "RESOURCE_EXHAUSTED"}}, status=429)
+            return web.json_response(
+                {"error": {"code": 429, "message": "Quota exceeded", "status": "RESOURCE_EXHAUSTED"}}, status=429
+            )
         self.window.append(now)
         self.asked.update(texts)
         luck = random.random()
-        for name, part in (("hang", options.hang), ("429", options.p429), ("503", options.p503), ("broken", options.broken)):
+        for name, part in (
+            ("hang", options.hang),
+            ("429", options.p429),
+            ("503", options.p503),
+            ("broken", options.broken),
+        ):
             if luck < part:
                 self.faults[name] += 1
                 return await self.strike(name)
@@ -94,34 +101,53 @@ class Server:
     async def perspective(self, request: web.Request, body: dict[str, Any]) -> web.Response:
         text = body["comment"]["text"]
         if request.headers.get("X-Goog-Api-Key") != KEY:
-            error = {"code": 400, "message": "API key not valid. Please pass a valid API key.", "status": "INVALID_ARGUMENT"}
+            error = {
+                "code": 400,
+                "message": "API key not valid. Please pass a valid API key.",
+                "status": "INVALID_ARGUMENT",
+            }
             return web.json_response({"error": error}, status=self.options.bad_key_status)
         for name in body["requestedAttributes"]:
             if name in self.options.without:
-                return web.json_response({"error": {"code": 400, "message": f"Unknown requested attribute: {name}"}}, status=400)
+                return web.json_response(
+                    {"error": {"code": 400, "message": f"Unknown requested attribute: {name}"}}, status=400
+                )
         struck = await self.fault([text])
         if struck:
             return struck
         self.good[text] += 1
         if share("refused" + text) < self.options.refused:
-            kind = {"@type": "type.googleapis.com/google.commentanalyzer.v1alpha1.Error", "errorType": "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"}
+            kind = {
+                "@type": "type.googleapis.com/google.commentanalyzer.v1alpha1.Error",
+                "errorType": "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
+            }
             message = "Attribute TOXICITY does not support request languages: xx"
-            return web.json_response({"error": {"code": 400, "message": message, "status": "INVALID_ARGUMENT", "details": [kind]}}, status=400)
-        scores = {name: {"summaryScore": {"value": share(name + text), "type": "PROBABILITY"}} for name in body["requestedAttributes"]}
+            return web.json_response(
+                {"error": {"code": 400, "message": message, "status": "INVALID_ARGUMENT", "details": [kind]}},
+                status=400,
+            )
+        scores = {
+            name: {"summaryScore": {"value": share(name + text), "type": "PROBABILITY"}}
+            for name in body["requestedAttributes"]
+        }
         return web.json_response({"attributeScores": scores, "languages": ["en"]})
 
     async def chat(self, request: web.Request, body: dict[str, Any]) -> web.Response:
         if request.headers.get("Authorization") != f"Bearer {KEY}":
             return web.json_response({"error": {"message": "Incorrect API key provided"}}, status=401)
         if body["model"] != "test-model":
-            return web.json_response({"error": {"message": "The model does not exist", "code": "model_not_found"}}, status=404)
+            return web.json_response(
+                {"error": {"message": "The model does not exist", "code": "model_not_found"}}, status=404
+            )
         posts = json.loads(body["messages"][-1]["content"])["posts"]
         self.prompts.append(body)
         struck = await self.fault([post["text"] for post in posts])
         if struck:
             return struck
         if any("UNSPEAKABLE" in post["text"] for post in posts):
-            return web.json_response({"error": {"message": "content management policy", "code": "content_filter"}}, status=400)
+            return web.json_response(
+                {"error": {"message": "content management policy", "code": "content_filter"}}, status=400
+            )
         labels = [self.label(post, body) for post in posts]
         if len(posts) > self.options.confused_above:
             labels = labels[1:] if share(posts[0]["text"]) < 0.5 else [{**label, "number": 1} for label in labels]
@@ -140,24 +166,30 @@ class Server:
             if name != "number":
                 label[name] = {
                     "is_sociopolitical": share(post["text"]) < 0.5,
-                    "political_ideology_label": ["left", "right", "moderate", "unclear"][int(4 * share("lean" + post["text"]))],
+                    "political_ideology_label": ["left", "right", "moderate", "unclear"][
+                        int(4 * share("lean" + post["text"]))
+                    ],
                     "label": int(share(post["text"]) < 0.5),
                 }[name]
         return label
 
     async def stats(self, _: web.Request) -> web.Response:
-        most = best = start = 0
+        best = start = 0
         for index, arrived in enumerate(self.arrivals):
             while self.arrivals[start] <= arrived - 1:
                 start += 1
             best = max(best, index - start + 1)
-        most = best
-        first_last = (self.arrivals[0], self.arrivals[-1]) if self.arrivals else (0.0, 0.0)
-        return web.json_response({
-            "calls": len(self.arrivals), "good": dict(self.good), "asked": dict(self.asked), "faults": dict(self.faults),
-            "most_in_a_second": most, "seconds": first_last[1] - first_last[0], "most_in_flight": self.most_in_flight,
-            "prompts": self.prompts, "arrivals": self.arrivals, "refused_at": self.refused_at, "urls": sorted(self.urls),
-        })  # fmt: skip
+        first, last = (self.arrivals[0], self.arrivals[-1]) if self.arrivals else (0.0, 0.0)
+        found = {
+            "calls": len(self.arrivals),
+            "most_in_a_second": best,
+            "seconds": last - first,
+            "most_in_flight": self.most_in_flight,
+            "urls": sorted(self.urls),
+        }
+        for name in ("good", "asked", "faults", "prompts", "arrivals", "refused_at"):
+            found[name] = getattr(self, name)
+        return web.json_response(found)
 
 
 def main() -> None:
@@ -218,7 +250,9 @@ def api_server(**options: Any) -> Iterator[Api]:
         arguments += [str(entry) for entry in value] if isinstance(value, list) else [str(value)]
     command = [sys.executable, "-m", "tests.api_server", *arguments]
     root = Path(__file__).parent.parent
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}) as process:
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+    ) as process:
         assert process.stdout
         port = int(process.stdout.readline())
         try:

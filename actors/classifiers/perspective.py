@@ -7,9 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from actors.integrations import Environment, Integration, Placement
+from actors.integrations import Classifier, Environment, Integration, Placement
+from actors.models.settings import ModelSettings, check_local, local_classifier
 from actors.remote import Call, Limits, MalformedError, Quota, Remote
 from datasets.errors import ConfigError, FatalError, RejectedPost, RetryableError
 
@@ -33,16 +35,25 @@ _CONSTRUCTIVE = "REASONING_EXPERIMENTAL"
 _UNKNOWN = re.compile(r"Unknown requested attribute:? ?'?([A-Z_]+)")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """`qps` is the quota in queries a second; unset, PERSPECTIVE_QPS, else Google's default of 1."""
+# What a local model can stand in for; the other columns stay null then.
+OUTPUTS = ("toxic", "severe_toxic", "identity_attack", "insult", "profanity", "threat", "sexually_explicit")
 
+
+@dataclass(frozen=True)
+class Settings(ModelSettings):
+    """`qps` is the quota in queries a second; unset, PERSPECTIVE_QPS, else Google's default of 1.
+
+    Another backend than `api` is a local model of toxicity. Its rows say so in `label_model`.
+    """
+
+    backend: Literal["api", "embedding-head", "transformer"] = "api"
     qps: float | None = None
     in_flight: int = 100
     timeout: float = 30.0
     attempts: int = 8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.qps is not None and self.qps <= 0:
             raise ValueError("qps must be above 0")
 
@@ -64,7 +75,27 @@ def remote(settings: Settings, environment: Environment) -> Remote:
 
 
 def placement(settings: Settings) -> Placement:
-    return "api"
+    return "api" if settings.backend == "api" else "model"
+
+
+def decide(scores: Mapping[str, float]) -> dict[str, float | None]:
+    columns = dict.fromkeys([*ATTRIBUTES.values(), "prob_constructive"])
+    return {**columns, **{f"prob_{name}": value for name, value in scores.items()}}
+
+
+def targets(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """From the columns `toxic`, `insult` … or `prob_toxic`, `prob_insult` …, each from 0 to 1."""
+    values = {name: row.get(name, row.get(f"prob_{name}")) for name in OUTPUTS}
+    return {name: None if value is None else float(value) for name, value in values.items()}
+
+
+def load(settings: Settings) -> Classifier:
+    return local_classifier(settings.backend, settings, INTEGRATION.name, OUTPUTS, OUTPUTS[:1], decide)
+
+
+def check(settings: Settings) -> None:
+    if settings.backend != "api":
+        check_local(settings.backend, settings, INTEGRATION.name)
 
 
 @dataclass
@@ -151,8 +182,12 @@ INTEGRATION = Integration(
     name="ml_inference_perspective_api",
     alias="p",
     columns=dict.fromkeys([*ATTRIBUTES.values(), "prob_constructive"], "float64"),
+    load=load,
+    check=check,
     settings=Settings,
     placement=placement,
     remote=remote,
     environment=("PERSPECTIVE_API_KEY", "GOOGLE_API_KEY", "PERSPECTIVE_API_ENDPOINT", "PERSPECTIVE_QPS"),
+    outputs=OUTPUTS,
+    targets=targets,
 )

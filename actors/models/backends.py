@@ -90,6 +90,11 @@ class Encoder:
         self._batcher = Batcher(self._forward, device, self._tokenizer.pad_token_id, settings.token_budget)
         self._layers: tuple[int, ...] = (-1,)
 
+    def layers_at(self, shares: Sequence[float]) -> tuple[int, ...]:
+        """Hidden states at these shares of the depth: 0 is the embedding, 1 the last layer."""
+        depth = int(self._network.config.num_hidden_layers)
+        return tuple(round(share * depth) for share in shares)
+
     def features(self, texts: Sequence[str], head: Head | None = None, layers: Sequence[int] = ()) -> Floats:
         """[texts, layers × size], each layer's part of length 1."""
         self._layers = head.layers if head else tuple(layers)

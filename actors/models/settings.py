@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-Backend = Literal["embedding-head", "transformer", "zero-shot", "checkpoint"]
+from datasets.errors import ConfigError
+
+if TYPE_CHECKING:
+    from actors.integrations import Classifier
+    from actors.models.classifier import Decide
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """One table for all back ends; `check` in actors/models/backends.py says what fits together.
+    """One table for all back ends; loading says what a back end needs of it.
 
     `model` is a hub id or a folder, `revision` a commit, tag or branch of the hub; for the backend
     embedding-head they name the sentence encoder, which otherwise is the one that comes along.
@@ -39,3 +44,35 @@ class ModelSettings:
             raise ValueError("max_tokens must be at least 8, threads at least 1, and token_budget not below 0")
         if not 0 < self.gpu <= 1 and self.gpu != int(self.gpu):
             raise ValueError("gpu must be a part of one GPU, or a whole number of them")
+
+
+def local_classifier(
+    backend: str,
+    settings: ModelSettings,
+    integration: str,
+    names: Sequence[str],
+    required: Sequence[str],
+    decide: Decide,
+) -> Classifier:
+    """Loads the model that the settings name. Raises ConfigError for what does not load or fit."""
+    from actors.models.backends import Outputs, load_model
+    from actors.models.classifier import ModelClassifier
+
+    outputs = Outputs(tuple(names), tuple(required))
+    return ModelClassifier(load_model(backend, settings, integration, outputs), outputs, decide)
+
+
+def check_local(backend: str, settings: ModelSettings, integration: str) -> None:
+    """What can be said without loading a model: the files that the settings name are there."""
+    if backend == "llm":
+        return
+    from actors.models.heads import built_in
+
+    if backend == "embedding-head":
+        head = settings.heads or str(built_in(integration))
+        if not os.path.exists(head):
+            raise ConfigError(f"there is no head {head}; check heads in backfill.toml, or train one")
+    elif not settings.model:
+        raise ConfigError(f'the backend "{backend}" of {integration} needs a model in backfill.toml')
+    if backend == "checkpoint" and not os.path.exists(settings.checkpoint or ""):
+        raise ConfigError(f"there is no checkpoint {settings.checkpoint}; check checkpoint in backfill.toml")

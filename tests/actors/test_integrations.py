@@ -26,7 +26,7 @@ def test_an_integration_is_well_formed(integration: Integration) -> None:
     assert not integration.columns.keys() & {*POST_COLUMNS, *OUTCOME_COLUMNS}
     assert dataclasses.is_dataclass(integration.settings)
     assert integration.settings() == integration.settings(), "settings are values with defaults"
-    assert integration.placement(integration.settings()) in ("cpu", "gpu", "api")
+    assert integration.placement(integration.settings()) in ("cpu", "model", "api")
     assert integration.labels.integration == integration.name
     assert set(integration.columns) < set(integration.labels.schema.names)
 

@@ -1,0 +1,112 @@
+"""How the heads that come along were made: `python -m backfill.heads_recipe TWEETEVAL_FOLDER`.
+
+TWEETEVAL_FOLDER is a copy of https://github.com/cardiffnlp/tweeteval's `datasets`. The project's own
+examples are in actors/heads/examples. Tweets of another task than a head's help to train it, with a
+weight below 1, and are never validated on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from actors.integrations import resolve
+from actors.models.heads import built_in
+from backfill.heads import train_head
+
+EXAMPLES = Path(__file__).parent.parent / "actors" / "heads" / "examples"
+# Stance: against or for a subject, and the lean that it comes with in the United States.
+_LEANS = {
+    "hillary": {"1": "right", "2": "left"},
+    "abortion": {"1": "right", "2": "left"},
+    "feminist": {"1": "right", "2": "left"},
+    "climate": {"1": "right", "2": "left"},
+}
+_TWEETS = 4000
+_OWN_NOTE = """\
+The project's own examples were composed by a language model in the style of short posts, and so were their labels:
+cross-validation on them says how consistent they are, not how well the head does on real posts. Nobody has validated it
+on posts of Bluesky. """
+_NOTES = {
+    "s": """\
+TweetEval's stance tweets only teach that their subjects are political, and the lean that usually goes with a stance;
+leans are the weakest output.""",
+    "i": """\
+Of the tweets, TweetEval's emotion teaches only that they are emotional. The outputs intergroup and moral rest on the
+examples alone.""",
+    "g": "Hateful tweets against immigrants and women count as intergroup.",
+    "p": """\
+Scores imitate the Perspective API's by a language model's judgement and by TweetEval's offensive and hate labels; they
+are not its scores. severe_toxic, threat and sexually_explicit have few examples. English only.""",
+}
+
+
+def main(tweeteval: str) -> None:
+    root = Path(tweeteval)
+    recipes = {"s": _sociopolitical, "i": _ime, "g": _intergroup, "p": _toxicity}
+    for alias, rows in recipes.items():
+        integration = resolve(alias)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{integration.name}.jsonl"
+            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(root)), encoding="utf-8")
+            settings = integration.settings(threads=2)
+            target = built_in(integration.name)
+            report = train_head(integration, [str(path)], str(target), settings, notes=_OWN_NOTE + _NOTES[alias])
+        print(integration.name, *(" ".join(row) for row in report.rows), sep="\n  ")  # noqa: T201 - its output
+
+
+def _own(name: str) -> Iterator[dict[str, Any]]:
+    for line in (EXAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+        yield {**json.loads(line), "source": "the project's own examples"}
+
+
+def _tweets(root: Path, task: str, splits: tuple[str, ...] = ("train", "val")) -> Iterator[tuple[str, str]]:
+    """At most _TWEETS of a split, which is in no order: more of them would only outvote the examples."""
+    for split in splits:
+        texts = (root / task / f"{split}_text.txt").read_text(encoding="utf-8").split("\n")
+        labels = (root / task / f"{split}_labels.txt").read_text(encoding="utf-8").split()
+        pairs = [(text, label) for text, label in zip(texts, labels, strict=False) if text.strip()]
+        yield from pairs[:_TWEETS]
+
+
+def _help(text: str, task: str, weight: float, labels: Mapping[str, Any]) -> dict[str, Any]:
+    return {"text": text, "weight": weight, "source": f"TweetEval {task}", **labels}
+
+
+def _sociopolitical(root: Path) -> Iterator[dict[str, Any]]:
+    yield from _own("sociopolitical")
+    for subject, leans in _LEANS.items():
+        for text, stance in _tweets(root, f"stance/{subject}", ("train", "val", "test")):
+            labels = {"is_sociopolitical": True, "political_ideology_label": leans.get(stance)}
+            yield _help(text, "stance", 0.15, labels)
+
+
+def _ime(root: Path) -> Iterator[dict[str, Any]]:
+    yield from _own("ime")
+    for text, label in _tweets(root, "emotion"):
+        if label != "2":  # optimism is often a slogan without a feeling
+            yield _help(text, "emotion", 0.1, {"emotion": 1, "intergroup": None, "moral": None})
+
+
+def _intergroup(root: Path) -> Iterator[dict[str, Any]]:
+    yield from _own("intergroup")
+    for text, label in _tweets(root, "hate"):
+        if label == "1":
+            yield _help(text, "hate", 0.03, {"label": 1})
+
+
+def _toxicity(root: Path) -> Iterator[dict[str, Any]]:
+    yield from _own("toxicity")
+    for text, label in _tweets(root, "offensive"):
+        labels = {"toxic": 0.7, "insult": 0.6} if label == "1" else {"toxic": 0.12, "insult": 0.1}
+        yield _help(text, "offensive", 0.15, labels)
+    for text, label in _tweets(root, "hate"):
+        yield _help(text, "hate", 0.1, {"identity_attack": 0.6 if label == "1" else 0.1})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,165 @@
+"""Runs against a real API server with a quota and faults: all rows, none paid twice, the quota kept and shared."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api_server import KEY, api_server
+from tests.support import DAY, ROOT, VALENCE, cli_command, lake_labels, make_lake, queue_files, run_cli
+
+PERSPECTIVE = "ml_inference_perspective_api"
+SOCIOPOLITICAL = "ml_inference_sociopolitical"
+pytestmark = pytest.mark.usefixtures("ray_here")
+
+
+def address() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def options(root: Path, *integrations: str) -> list[str]:
+    chosen = [part for name in integrations for part in ("-i", name)]
+    where = ["--data-dir", str(root), "--ray-address", address(), "--config", str(root / "backfill.toml")]
+    return ["run", *chosen, "-r", "posts", "--start-date", DAY, "--end-date", DAY, "--json", *where]
+
+
+def lake(root: Path, posts: int, config: str = "") -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    make_lake(root, posts, [DAY])
+    (root / "backfill.toml").write_text(config)
+    return root
+
+
+def counts(stdout: str, name: str) -> dict[str, Any]:
+    return dict(json.loads(stdout)["integrations"][name])
+
+
+def test_faults_of_every_kind_end_as_one_row_a_post_none_paid_twice(lake_dir: Path) -> None:
+    config = f"[integrations.{PERSPECTIVE}]\ntimeout = 4.0\nattempts = 12\n"
+    lake(lake_dir, 400, config)
+    with api_server(latency=0.05, quota=100, p429=0.05, p503=0.05, broken=0.02, hang=0.005, refused=0.02) as api:
+        result = run_cli(*options(lake_dir, "p"), "--qps", "100", env=api.environment)
+        stats = api.stats()
+    assert result.returncode == 0, result.stderr
+    rows = lake_labels(lake_dir, PERSPECTIVE)
+    rejected = [row for row in rows if not row["was_successfully_labeled"]]
+    assert len(rows) == len({row["uri"] for row in rows}) == 400
+    assert {row["reason"].split(":")[0] for row in rejected} == {"LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"}
+    assert set(stats["good"].values()) == {1}
+    assert stats["faults"].get("quota", 0) == 0
+    found = counts(result.stdout, PERSPECTIVE)
+    assert (found["labelled"], found["rejected"], found["failed"]) == (400 - len(rejected), len(rejected), 0)
+    assert found["api"]["calls"] == stats["calls"]
+    assert found["api"]["repeated_calls"] == stats["calls"] - 400
+    assert queue_files(lake_dir) == []
+    assert {row["label_model"] for row in rows} == {"perspective at 127.0.0.1"}
+    assert KEY not in result.stdout + result.stderr + json.dumps(rows)
+    shown = run_cli("status", "--data-dir", str(lake_dir)).stdout
+    assert f"{stats['calls']:,} calls" in shown
+    assert "LANGUAGE_NOT_SUPPORTED" in shown
+
+
+def test_a_wrong_key_stops_that_integration_and_the_others_finish(lake_dir: Path) -> None:
+    lake(lake_dir, 200)
+    with api_server(latency=0.05) as api:
+        environment = {**api.environment, "PERSPECTIVE_API_KEY": "wrong-key-9000"}
+        result = run_cli(*options(lake_dir, "p", "v"), env=environment)
+        assert api.stats()["calls"] <= 3
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "set PERSPECTIVE_API_KEY" in errors[0]
+    assert "wrong-key" not in result.stderr
+    assert len(lake_labels(lake_dir, VALENCE)) == 200
+    assert lake_labels(lake_dir, PERSPECTIVE) == []
+
+
+def test_a_missing_key_stops_only_its_integration(lake_dir: Path) -> None:
+    lake(lake_dir, 50)
+    result = run_cli(*options(lake_dir, "p", "v"))
+    assert result.returncode == 1
+    assert "there is no key for the Perspective API; set PERSPECTIVE_API_KEY" in result.stderr
+    assert len(lake_labels(lake_dir, VALENCE)) == 50
+
+
+def test_what_fails_for_a_passing_reason_is_left_with_exit_code_3(lake_dir: Path) -> None:
+    lake(lake_dir, 20, f"[integrations.{PERSPECTIVE}]\nattempts = 1\n")
+    with api_server(p503=0.5, seed=1) as api:
+        first = run_cli(*options(lake_dir, "p"), "--qps", "100", env=api.environment)
+        assert first.returncode == 3, first.stderr
+        assert "http_503" in first.stderr
+        left = counts(first.stdout, PERSPECTIVE)["failed"]
+        assert 0 < left < 20
+        for _ in range(20):
+            again = run_cli(*options(lake_dir, "p"), "--qps", "100", env=api.environment)
+            assert counts(again.stdout, PERSPECTIVE)["eligible"] == left
+            left = counts(again.stdout, PERSPECTIVE)["failed"]
+            if again.returncode == 0:
+                break
+        assert set(api.stats()["good"].values()) == {1}
+    assert len(lake_labels(lake_dir, PERSPECTIVE)) == 20
+    assert queue_files(lake_dir) == []
+
+
+def test_a_killed_run_asks_again_only_what_was_on_its_way(lake_dir: Path) -> None:
+    lake(lake_dir, 400)
+    command = [*options(lake_dir, "p"), "--qps", "100"]
+    with api_server(latency=0.2) as api:
+        for fraction in (0.25, 0.6):
+            env = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", **api.environment}
+            process = subprocess.Popen(
+                cli_command(*command), cwd=ROOT, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
+            deadline = time.monotonic() + 60
+            while len(api.stats()["good"]) < 400 * fraction:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.kill()
+            process.wait()
+        assert run_cli(*command, env=api.environment).returncode == 0
+        stats = api.stats()
+    assert (
+        len({row["uri"] for row in lake_labels(lake_dir, PERSPECTIVE)})
+        == len(lake_labels(lake_dir, PERSPECTIVE))
+        == 400
+    )
+    repeated = sum(stats["asked"].values()) - 400
+    assert repeated <= 2 * stats["most_in_flight"], f"{repeated} calls were repeated after 2 kills"
+    assert queue_files(lake_dir) == []
+
+
+def test_two_runs_at_once_share_the_quota(tmp_path: Path) -> None:
+    roots = [lake(tmp_path / name, 250) for name in ("one", "two")]
+    with api_server(latency=0.1, quota=50) as api, ThreadPoolExecutor() as threads:
+        runs = [threads.submit(run_cli, *options(root, "p"), "--qps", "50", env=api.environment) for root in roots]
+        results = [run.result() for run in runs]
+        stats = api.stats()
+    assert [result.returncode for result in results] == [0, 0], results[0].stderr + results[1].stderr
+    assert stats["most_in_a_second"] <= 52
+    assert stats["faults"].get("quota", 0) <= 1
+    assert set(stats["asked"].values()) == {1} or stats["faults"].get("quota")
+
+
+def test_integrations_of_one_run_go_side_by_side(lake_dir: Path) -> None:
+    """Perspective at 15 posts a second takes 20 s for 300; the LLM about 10 s; valence none. Together: not 30 s."""
+    config = f'[integrations.{SOCIOPOLITICAL}]\nbackend = "llm"\nmodel = "test-model"\nposts_per_prompt = 10\n'
+    lake(lake_dir, 300, config + "requests_per_minute = 180.0\nprice_in = 1.0\nprice_out = 2.0\n")
+    with api_server(latency=0.3) as api:
+        result = run_cli(*options(lake_dir, "p", "s", "v"), "--qps", "15", env=api.environment)
+    assert result.returncode == 0, result.stderr
+    seconds = {name: counts(result.stdout, name)["seconds"] for name in (PERSPECTIVE, SOCIOPOLITICAL, VALENCE)}
+    slowest = max(seconds, key=lambda name: seconds[name])
+    assert slowest == PERSPECTIVE
+    assert seconds[PERSPECTIVE] < 20 + 12, "start-up aside, as long as the slowest alone"
+    llm = counts(result.stdout, SOCIOPOLITICAL)["api"]
+    assert (llm["calls"], llm["tokens_in"], llm["tokens_out"]) == (30, 30 * 300, 300 * 10)
+    assert llm["price"] == pytest.approx((9000 * 1 + 3000 * 2) / 1e6)
+    assert len(lake_labels(lake_dir, SOCIOPOLITICAL)) == 300
