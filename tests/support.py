@@ -67,10 +67,12 @@ def write_posts(
     return write_partition(root, "preprocessed_posts", day, rows, name, tier)
 
 
-def make_lake(root: Path, posts_per_day: int = 40, days: Iterable[str] = (DAY, "2024-10-02")) -> dict[str, set[str]]:
-    """A lake of whole posts; partition date → its URIs."""
+def make_lake(
+    root: Path, posts_per_day: int = 40, days: Iterable[str] = (DAY, "2024-10-02"), *, first: int = 0
+) -> dict[str, set[str]]:
+    """A lake of whole posts, the first of them number `first`; partition date → its URIs."""
     uris: dict[str, set[str]] = {}
-    number = 0
+    number = first
     for day in days:
         rows = [post(number + n) for n in range(posts_per_day)]
         number += posts_per_day
@@ -109,13 +111,17 @@ def cli_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "cli", *arguments]
 
 
+def cli_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("BACKFILL_", "RAY_ADDRESS"))}
+    return {**clean, **(more or {})}
+
+
 def run_cli(*arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     """The command line as a user calls it, in a process of its own."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("BACKFILL_", "RAY_ADDRESS"))}
     return subprocess.run(
         cli_command(*arguments),
         cwd=ROOT,
-        env={**clean, **(env or {})},
+        env=cli_environment(env),
         capture_output=True,
         text=True,
         check=False,

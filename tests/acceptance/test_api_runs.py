@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.api_server import KEY, api_server
-from tests.support import DAY, ROOT, VALENCE, cli_command, lake_labels, make_lake, queue_files, run_cli
+from tests.support import DAY, ROOT, VALENCE, cli_command, cli_environment, lake_labels, make_lake, queue_files, run_cli
 
 PERSPECTIVE = "ml_inference_perspective_api"
 SOCIOPOLITICAL = "ml_inference_sociopolitical"
@@ -114,13 +114,14 @@ def test_a_killed_run_asks_again_only_what_was_on_its_way(lake_dir: Path) -> Non
     command = [*options(lake_dir, "p"), "--qps", "100"]
     with api_server(latency=0.2) as api:
         for fraction in (0.25, 0.6):
-            env = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", **api.environment}
+            env = cli_environment(api.environment)
             process = subprocess.Popen(
                 cli_command(*command), cwd=ROOT, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
             )
             deadline = time.monotonic() + 60
             while len(api.stats()["good"]) < 400 * fraction:
                 assert time.monotonic() < deadline
+                assert process.poll() is None
                 time.sleep(0.05)
             process.kill()
             process.wait()
