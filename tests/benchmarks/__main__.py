@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent
 
 def benchmarks() -> dict[str, str]:
     """Name → its first line."""
-    sources = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.py"))}
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("[!_]*.py"))}
     return {name: text.splitlines()[0].strip('"') for name, text in sources.items() if "\ndef main() -> None:" in text}
 
 
@@ -22,15 +22,6 @@ def machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     here = f"{os.cpu_count()} processors, {memory:.0f} GiB, Python {platform.python_version()}"
     return f"{datetime.now(UTC):%Y-%m-%d}, {here}, load {os.getloadavg()[0]:.1f}"
-
-
-def main() -> None:" in text}
-
-
-def machine() -> str:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    load = os.getloadavg()[0]
-    return f"{date.today()}, {os.cpu_count()} processors, {memory:.0f} GiB, Python {platform.python_version()}, load {load:.1f}"
 
 
 def main() -> None:
