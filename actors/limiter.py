@@ -86,6 +86,15 @@ class Limiter:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         self._path = os.path.join(folder, name)
         self._boot = boot_id()
+        self._runs: set[str] = set()
+
+    def join(self, run_id: str) -> None:
+        self._runs.add(run_id)
+
+    def leave(self, run_id: str) -> int:
+        """How many runs still use this limiter."""
+        self._runs.discard(run_id)
+        return len(self._runs)
 
     def lease(
         self,
@@ -189,13 +198,15 @@ def _read(text: str) -> _State:
 
 
 def shared_limiter(name: str) -> Any:
-    """The cluster's one actor of this name. It ends with the run that made it; another run makes it anew."""
+    """The cluster's one actor of this name. It belongs to no run; the last one to leave it ends it."""
     import ray
 
-    return (
-        ray.remote(Limiter)
-        .options(
-            name=name, namespace="label-backfill", get_if_exists=True, num_cpus=0, max_restarts=-1, max_task_retries=-1
-        )
-        .remote(name)
-    )
+    options = {"name": name, "namespace": "label-backfill", "get_if_exists": True, "lifetime": "detached"}
+    return ray.remote(Limiter).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, **options).remote(name)
+
+
+def leave_limiter(limiter: Any, run_id: str) -> None:
+    import ray
+
+    if not ray.get(limiter.leave.remote(run_id)):
+        ray.kill(limiter)

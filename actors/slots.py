@@ -88,7 +88,7 @@ class Slots:
 
 
 def shared_calls(name: str) -> Callable[..., Any]:
-    """Calls of the cluster's limiter of this name. It may have died with the run that made it; then it is made anew."""
+    """Calls of the cluster's limiter of this name. Another run may end it just now; then it is made anew."""
     from ray.exceptions import RayActorError
 
     actor = shared_limiter(name)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
+import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,23 @@ def start_ray(address: str | None, *, debug: bool) -> bool:
     data.join()
     _quieten_data(debug)
     return True
+
+
+@contextlib.contextmanager
+def ray_running(address: str | None, *, debug: bool) -> Iterator[None]:
+    """Ray as of `start_ray` for as long as the block runs.
+
+    Standard output is for results, and Ray's driver prints warnings there: with `debug` to standard error, else not.
+    """
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stderr if debug else nowhere):
+        started = start_ray(address, debug=debug)
+        try:
+            yield
+        finally:
+            if started:
+                import ray
+
+                ray.shutdown()
 
 
 def _excludes() -> list[str]:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from backfill.cluster import start_ray
+from backfill.cluster import ray_running
 from backfill.config import Workspace, new_run_id
 from backfill.pds_driver import Driver, Tally
 from backfill.pds_owners import Owners
@@ -151,10 +151,7 @@ def _recover(lake: Lake, database: Database, run_id: str, progress: SyncProgress
 
 def _start_owners(place: Workspace, options: SyncOptions, trusted: list[str], run_id: str, stack: ExitStack) -> Owners:
     """Ray starts in this, the main thread: its processes are told to end with the thread that started them."""
-    if start_ray(place.ray_address, debug=place.debug):
-        import ray
-
-        stack.callback(ray.shutdown)
+    stack.enter_context(ray_running(place.ray_address, debug=place.debug))
     spool = _spool(place.lake, run_id)
     stack.callback(shutil.rmtree, spool, ignore_errors=True)
     owners = Owners(options.settings, trusted, place.lake, run_id, spool, insecure=options.allow_insecure_hosts)

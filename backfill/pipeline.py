@@ -12,7 +12,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from actors.buffer import FlushPolicy, LabelBuffer, Receipt
 from actors.integrations import Integration, Placement
-from actors.limiter import limiter_name, shared_limiter
+from actors.limiter import leave_limiter, limiter_name, shared_limiter
 from actors.pool import ClassifierActor
 from actors.remote import Remote
 from actors.responses import remove_store, shared_store
@@ -160,6 +160,7 @@ class ApiSession:
         assert work.integration.remote
         remote = work.integration.remote(work.settings, work.integration.read_environment())
         limiter = shared_limiter(limiter_name(remote.endpoint, remote.credential))
+        limiter.join.remote(work.run_id)
         return cls(remote, limiter, shared_store(work.lake, work.integration.name))
 
     def close(self, work: Labelling, *, complete: bool) -> dict[str, float]:
@@ -168,6 +169,7 @@ class ApiSession:
         if self.remote.prices:
             tokens = (stats.get("tokens_in", 0), stats.get("tokens_out", 0))
             stats["price"] = round(sum(n * price / 1e6 for n, price in zip(tokens, self.remote.prices, strict=True)), 4)
+        leave_limiter(self.limiter, work.run_id)
         ray.kill(self.store)
         if complete:
             remove_store(work.lake, work.integration.name)

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from actors.buffer import FlushPolicy, LabelBuffer, Receipt
 from actors.integrations import Integration
 from actors.responses import remove_store
-from backfill.cluster import start_ray
+from backfill.cluster import ray_running
 from backfill.config import Workspace, new_run_id
 from backfill.progress import Progress, Tally
 from backfill.scope import BadFiles, Scope, find_posts, unlabelled
@@ -153,31 +153,26 @@ def _label_found(
     """
     progress.status("looking for posts to label")
     known = threading.Event()
-    started = False
-    try:
-        with ThreadPoolExecutor(1) as executor:
-            finding = executor.submit(find, known.set)
-            finding.add_done_callback(lambda _: known.set())
-            known.wait()
-            if not finding.done() or any(selection.total for selection in finding.result().values()):
-                started = start_ray(place.ray_address, debug=place.debug)
-            selections = finding.result()
-        for name, selection in selections.items():
-            result.tallies[name].eligible = selection.total
-        busy = [integration for integration in chosen if selections[integration.name].total]
-        for integration in chosen:
-            if integration not in busy:
-                _finish_leftovers(place, integration, policy, result)
-        if busy:
-            progress.status("starting the classifiers")
-            _label_with_ray(place, busy, selections, policy, result, progress)
-    except KeyboardInterrupt:
-        result.interrupted = True
-    finally:
-        if started:
-            import ray
-
-            ray.shutdown()
+    with ExitStack() as stack:
+        try:
+            with ThreadPoolExecutor(1) as executor:
+                finding = executor.submit(find, known.set)
+                finding.add_done_callback(lambda _: known.set())
+                known.wait()
+                if not finding.done() or any(selection.total for selection in finding.result().values()):
+                    stack.enter_context(ray_running(place.ray_address, debug=place.debug))
+                selections = finding.result()
+            for name, selection in selections.items():
+                result.tallies[name].eligible = selection.total
+            busy = [integration for integration in chosen if selections[integration.name].total]
+            for integration in chosen:
+                if integration not in busy:
+                    _finish_leftovers(place, integration, policy, result)
+            if busy:
+                progress.status("starting the classifiers")
+                _label_with_ray(place, busy, selections, policy, result, progress)
+        except KeyboardInterrupt:
+            result.interrupted = True
 
 
 def _finish_leftovers(place: Workspace, integration: Integration, policy: FlushPolicy, result: RunResult) -> None:

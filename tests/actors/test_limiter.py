@@ -173,6 +173,13 @@ def test_reports_add_up_by_run_and_integration(tmp_path: Path) -> None:
     assert limiter.stats("r1", "b") == {"rate": 1.0}
 
 
+def test_the_last_run_to_leave_knows_that_it_is_the_last(tmp_path: Path) -> None:
+    limiter = make(tmp_path)
+    limiter.join("a")
+    limiter.join("b")
+    assert [limiter.leave("a"), limiter.leave("b")] == [1, 0]
+
+
 def test_the_name_and_the_file_do_not_tell_the_credential(tmp_path: Path) -> None:
     name = module.limiter_name("https://host", "a-secret-key")
     assert name != module.limiter_name("https://host", "another")
