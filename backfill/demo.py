@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -51,20 +52,38 @@ def _post(text: str, day: str) -> dict[str, str]:
     return {"uri": uri, "text": text, "preprocessing_timestamp": f"{day}-12:00:00"}
 
 
-def keyless(place: Workspace) -> tuple[list[Integration], list[str]]:
-    """The integrations that can run here as they are set, and why the others cannot."""
-    able, unable = [], []
+@dataclass(frozen=True)
+class Keyless:
+    """What can run here: `local` are integrations whose API cannot be asked, so a local model stands in, and why."""
+
+    place: Workspace
+    chosen: list[Integration]
+    local: dict[str, str]
+    unable: dict[str, str]
+
+
+def without_keys(place: Workspace) -> Keyless:
+    found = Keyless(place, [], {}, {})
+    settings = dict(place.config.integrations)
     for integration in integrations().values():
+        wanted = place.config.settings(integration)
         try:
-            integration.check_settings(place.config.settings(integration))
-            able.append(integration)
+            integration.check_settings(wanted)
         except ConfigError as error:
-            unable.append(f"{integration.name}: {error}")
-    return able, unable
+            if integration.placement(wanted) != "api" or not integration.outputs:
+                found.unable[integration.name] = str(error)
+                continue
+            settings[integration.name] = dataclasses.replace(wanted, backend="embedding-head")
+            found.local[integration.name] = str(error)
+        found.chosen.append(integration)
+    config = dataclasses.replace(place.config, integrations=settings)
+    return dataclasses.replace(found, place=dataclasses.replace(place, config=config))
 
 
 @dataclass(frozen=True)
 class LabelledPost:
+    """`labels`: integration → label column → value, without the columns that have none."""
+
     text: str
     labels: dict[str, dict[str, Any]]
 
@@ -75,8 +94,9 @@ def some_labels(lake: Lake, chosen: Sequence[Integration], count: int) -> Iterat
     first = next(iter(tables.values()))
     for uri in sorted(first, key=lambda uri: (abs(len(first[uri]["text"]) - 70), uri))[:count]:
         own = {
-            integration.name: {name: tables[integration.name][uri][name] for name in integration.columns}
+            integration.name: {name: row[name] for name in integration.columns if row[name] is not None}
             for integration in chosen
+            for row in [tables[integration.name][uri]]
         }
         yield LabelledPost(first[uri]["text"], own)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from actors.integrations import Integration, Outcome
 from backfill.hand_labels import Row, read_rows, targets_of
-from backfill.model_card import Report, model_card
+from backfill.model_card import HeldOut, Report, model_card
 from datasets.errors import ConfigError
 
 DEFAULT_SEED = 0
@@ -47,10 +47,14 @@ def train_head(
     path.parent.mkdir(parents=True, exist_ok=True)
     save_head(path, trained.head)
     report = Report(_measures(integration, targets, trained.validated, weights >= 1))
-    held_out = evaluate_file(integration, _with_head(settings, path), test, seed) if test else None
+    held_out = None
+    if test:
+        held_out = HeldOut(test, read_rows(test), evaluate_file(integration, _with_head(settings, path), test, seed))
     card = model_card(integration, labels, rows, path, encoder.model, trained, report, held_out, seed, notes)
     path.with_suffix(".md").write_text(card, encoding="utf-8")
-    return Report(report.rows + ([("held out", *row[1:]) for row in held_out.rows] if held_out else []))
+    return Report(
+        report.rows + ([(f"held out: {row[0]}", *row[1:]) for row in held_out.report.rows] if held_out else [])
+    )
 
 
 def _with_head(settings: Any, path: Path) -> Any:
@@ -89,7 +93,7 @@ def _measures(
 def _output_rows(name: str, truth: Any, found: Any) -> list[tuple[str, str, str]]:
     from actors.models import metrics
 
-    rows = [("", "posts", f"{len(truth)}, {int((truth >= 0.5).sum())} of them {name}")]
+    rows = [(name, "posts", f"{len(truth)}, {int((truth >= 0.5).sum())} of them {name}")]
     classes, guesses = truth >= 0.5, found >= 0.5
     rows.append((name, "accuracy", str(metrics.estimate(metrics.accuracy, classes, guesses))))
     rows.append((name, "macro-F1", str(metrics.estimate(metrics.macro_f1, classes, guesses))))
@@ -97,7 +101,7 @@ def _output_rows(name: str, truth: Any, found: Any) -> list[tuple[str, str, str]
         rows.append((name, "AUC", str(metrics.estimate(metrics.auc, classes, found))))
     if set(np.unique(truth)) - {0.0, 1.0}:
         rows.append((name, "rank correlation", str(metrics.estimate(metrics.spearman, truth, found))))
-    return [(name, *row[1:]) for row in rows]
+    return rows
 
 
 def evaluate_file(integration: Integration, settings: Any, path: str, seed: int = 0) -> Report:

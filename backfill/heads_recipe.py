@@ -1,4 +1,4 @@
-"""How the heads that come along were made: `python -m backfill.heads_recipe TWEETEVAL_FOLDER`.
+"""How the heads that come along were made: `python -m backfill.heads_recipe TWEETEVAL_FOLDER [INTEGRATION …]`.
 
 TWEETEVAL_FOLDER is a copy of https://github.com/cardiffnlp/tweeteval's `datasets`. The project's own
 examples are in actors/heads/examples. Tweets of another task than a head's help to train it, with a
@@ -45,18 +45,47 @@ are not its scores. severe_toxic, threat and sexually_explicit have few examples
 }
 
 
-def main(tweeteval: str) -> None:
+def main(tweeteval: str, *names: str) -> None:
     root = Path(tweeteval)
     recipes = {"s": _sociopolitical, "i": _ime, "g": _intergroup, "p": _toxicity}
-    for alias, rows in recipes.items():
-        integration = resolve(alias)
+    for name in names or recipes:
+        integration = resolve(name)
+        rows, notes = recipes[integration.alias], _NOTES[integration.alias]
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"{integration.name}.jsonl"
-            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(root)), encoding="utf-8")
+            labels = _write(Path(folder) / f"{integration.name}.jsonl", rows(root))
+            test = _write(Path(folder) / "held_out.jsonl", _held_out(root, integration.alias))
             settings = integration.settings(threads=2)
             target = built_in(integration.name)
-            report = train_head(integration, [str(path)], str(target), settings, notes=_OWN_NOTE + _NOTES[alias])
+            report = train_head(integration, [labels], str(target), settings, test, notes=_OWN_NOTE + notes)
         print(integration.name, *(" ".join(row) for row in report.rows), sep="\n  ")  # noqa: T201 - its output
+
+
+def _write(path: Path, rows: Iterator[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def _held_out(root: Path, alias: str) -> Iterator[dict[str, Any]]:
+    """Whole test splits of TweetEval, whose train splits taught the head at most a part of the question."""
+    if alias == "s":
+        yield from _own("heldout_sociopolitical")
+    if alias == "i":
+        feelings = [text for text, label in _tweets(root, "emotion", ("test",)) if label != "2"]
+        neutral = [text for text, label in _tweets(root, "sentiment", ("test",)) if label == "1"]
+        for text in feelings:
+            yield _test(text, "emotion", emotion=1)
+        for text in neutral[: len(feelings)]:
+            yield _test(text, "sentiment (neutral)", emotion=0)
+    if alias in "gp":
+        for text, label in _tweets(root, "hate", ("test",)):
+            yield _test(text, "hate", **{"label" if alias == "g" else "identity_attack": int(label)})
+    if alias == "p":
+        for text, label in _tweets(root, "offensive", ("test",)):
+            yield _test(text, "offensive", toxic=int(label))
+
+
+def _test(text: str, task: str, **labels: int) -> dict[str, Any]:
+    return {"text": text, "source": f"TweetEval {task}, test split", **labels}
 
 
 def _own(name: str) -> Iterator[dict[str, Any]]:
@@ -109,4 +138,4 @@ def _toxicity(root: Path) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

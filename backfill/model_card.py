@@ -21,6 +21,15 @@ class Report:
     rows: list[tuple[str, str, str]]
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What a head was judged on that it was not trained on."""
+
+    labels: str
+    rows: Sequence[Row]
+    report: Report
+
+
 def model_card(
     integration: Integration,
     labels: Sequence[str],
@@ -29,29 +38,33 @@ def model_card(
     encoder: str,
     trained: Any,
     report: Report,
-    held_out: Report | None,
+    held_out: HeldOut | None,
     seed: int,
     notes: str,
 ) -> str:
-    """The model card: what it was made of, how good it is, and what nobody has checked."""
+    """Markdown."""
     lines = [f"# {path.name}", "", f"A linear head for `{integration.name}`, trained {datetime.now(UTC):%Y-%m-%d}.", ""]
     lines += [
         f"- Encoder: {encoder}, weights SHA-256 `{trained.head.encoder_sha256}`, layers {list(trained.head.layers)}."
     ]
     lines += [f"- Head: SHA-256 `{file_sha256(path)}`, {trained.head.weight.size + trained.head.bias.size:,} numbers."]
     lines += [f"- Outputs: {', '.join(trained.head.outputs)}. Seed {seed}, five folds."]
-    lines += ["", "## Data", ""]
-    lines += [f"- `{Path(name).name}`, SHA-256 `{file_sha256(Path(name))}`" for name in labels]
-    sources = Counter(str(row.get("source", "unnamed")) for row in rows)
-    lines += [
-        f"- {len(rows):,} texts: " + ", ".join(f"{count:,} from {source}" for source, count in sources.most_common())
-    ]
+    lines += ["", "## Data", "", *_data(labels, rows)]
     lines += ["", "## Cross-validation", "", "On texts that the head had not seen, with 95 % bootstrap intervals.", ""]
     lines += _table(report)
     if held_out:
-        lines += ["", "## Held out", "", *_table(held_out)]
+        lines += ["", "## Held out", "", *_data([held_out.labels], held_out.rows), "", *_table(held_out.report)]
     lines += ["", "## Limits", "", notes or "Not validated on any other data than that above.", ""]
     return "\n".join(lines)
+
+
+def _data(labels: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """The files, and the texts by the source that they name."""
+    sources = Counter(str(row.get("source", "unnamed")) for row in rows)
+    return [
+        *(f"- `{Path(name).name}`, SHA-256 `{file_sha256(Path(name))}`" for name in labels),
+        f"- {len(rows):,} texts: " + ", ".join(f"{count:,} from {source}" for source, count in sources.most_common()),
+    ]
 
 
 def _table(report: Report) -> list[str]:

@@ -11,13 +11,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from datasets.errors import ConfigError
 
+# The one key of the file's metadata: safetensors writes several in no order, and the same head is to be the same bytes.
 FORMAT = "label-backfill linear head 1"
 Floats = npt.NDArray[np.float32]
 
@@ -51,14 +51,13 @@ class Head:
 def save_head(path: Path, head: Head) -> None:
     from safetensors.numpy import save_file
 
-    metadata = {
-        "format": FORMAT,
-        "outputs": json.dumps(head.outputs),
-        "groups": json.dumps(head.groups),
-        "layers": json.dumps(head.layers),
+    about = {
+        "outputs": head.outputs,
+        "groups": head.groups,
+        "layers": head.layers,
         "encoder_sha256": head.encoder_sha256,
     }
-    save_file({"weight": head.weight, "bias": head.bias}, path, metadata)
+    save_file({"weight": head.weight, "bias": head.bias}, path, {FORMAT: json.dumps(about)})
 
 
 def load_head(path: Path, outputs: Sequence[str], encoder_sha256: str) -> Head:
@@ -68,18 +67,19 @@ def load_head(path: Path, outputs: Sequence[str], encoder_sha256: str) -> Head:
     try:
         with safe_open(path, "numpy") as file:
             metadata: dict[str, str] = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if FORMAT not in metadata:
                 raise ConfigError(f"{path} is not a head of this project; train one with `python -m cli train-head`")
             weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
     except FileNotFoundError as error:
         raise ConfigError(f"there is no head {path}; check heads in backfill.toml, or train one") from error
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"the head {path} cannot be read ({error}); train it again") from error
+    about = json.loads(metadata[FORMAT])
     head = Head(
-        tuple(json.loads(metadata["outputs"])),
-        tuple(tuple(group) for group in json.loads(metadata["groups"])),
-        tuple(json.loads(metadata["layers"])),
-        metadata["encoder_sha256"],
+        tuple(about["outputs"]),
+        tuple(tuple(group) for group in about["groups"]),
+        tuple(about["layers"]),
+        about["encoder_sha256"],
         weight,
         bias,
     )
@@ -102,10 +102,3 @@ def file_sha256(path: Path) -> str:
 def built_in(integration: str) -> Path:
     """The head that comes along with the project."""
     return Path(__file__).parent.parent / "heads" / f"{integration}.safetensors"
-
-
-def metadata_of(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as file:
-        return dict(file.metadata() or {})
