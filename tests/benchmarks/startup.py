@@ -19,7 +19,7 @@ from tests.support import ROOT, cli_command, cli_environment
 _ROUNDS = 5
 _RAY = """
 import logging, ray, ray.data
-ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
 @ray.remote
 class Actor:
     def answer(self):
