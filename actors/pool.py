@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -146,7 +147,8 @@ class Attempts:
     """A note outside the process of which rows of a block are at work, for whoever takes the block next.
 
     It is for deaths of the process, not of the machine, so it is written and not synced. A block
-    that is done leaves no note.
+    that is done leaves no note. A block that finds one is at work alone in its process, so that the
+    next death is its own and not that of a neighbour.
     """
 
     def __init__(self, block: str) -> None:
@@ -157,7 +159,10 @@ class Attempts:
         self._suspects: list[tuple[int, int, int]] = []
         with contextlib.suppress(FileNotFoundError, ValueError), open(self._path) as file:
             note = json.load(file)
-            self._suspects = _narrow([tuple(entry) for entry in note["suspects"]], tuple(note["at_work"]))
+            self._suspects = [tuple(entry) for entry in note["suspects"]]
+            if note["at_work"]:
+                self._suspects = _narrow(self._suspects, tuple(note["at_work"]))
+                self._write(None)
 
     def ranges(self, count: int) -> list[tuple[int, int]]:
         """`count` rows in order, so cut that each suspect is alone."""
@@ -176,19 +181,45 @@ class Attempts:
         return stop - start == 1 and any(entry[:2] == (start, stop) and entry[2] >= _DEATHS for entry in self._suspects)
 
     def begin(self, start: int, stop: int) -> None:
+        self._write((start, stop))
+
+    def _write(self, at_work: tuple[int, int] | None) -> None:
         with open(f"{self._path}.new", "w") as file:
-            json.dump({"suspects": self._suspects, "at_work": (start, stop)}, file)
+            json.dump({"suspects": self._suspects, "at_work": at_work}, file)
         os.replace(f"{self._path}.new", self._path)
 
     def __enter__(self) -> Attempts:
+        _BLOCKS.enter(alone=bool(self._suspects))
         return self
 
     def __exit__(self, *exception: object) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
+        _BLOCKS.leave()
 
 
-def _narrow(suspects: list[tuple[int, ...]], died: tuple[int, ...]) -> list[tuple[int, int, int]]:
+class _Blocks:
+    """Those at work in this process: any number, or one that is to be alone."""
+
+    def __init__(self) -> None:
+        self._change = threading.Condition()
+        self._count, self._alone = 0, False
+
+    def enter(self, *, alone: bool) -> None:
+        with self._change:
+            self._change.wait_for(lambda: self._count == 0 or not (alone or self._alone))
+            self._count, self._alone = self._count + 1, alone
+
+    def leave(self) -> None:
+        with self._change:
+            self._count -= 1
+            self._change.notify_all()
+
+
+_BLOCKS = _Blocks()
+
+
+def _narrow(suspects: Sequence[tuple[int, ...]], died: tuple[int, ...]) -> list[tuple[int, int, int]]:
     """The suspects after one more death, with rows `died` at work: that range in pieces, or blamed once more."""
     start, stop = died
     known = [(s, e, deaths) for s, e, deaths in suspects if (s, e) != (start, stop)]

@@ -53,8 +53,13 @@ def _cell(value: str | None) -> Any:
         return value
 
 
-def targets_of(integration: Integration, rows: Sequence[Row], labels: Sequence[str]) -> dict[str, Floats]:
-    """Output → a target from 0 to 1 for each row, NaN where the row says nothing of it. `labels` names the files."""
+def targets_of(
+    integration: Integration, rows: Sequence[Row], labels: Sequence[str], *, kinds: int = 2
+) -> dict[str, Floats]:
+    """Output → a target from 0 to 1 for each row, NaN where the row says nothing of it. `labels` names the files.
+
+    Raises ConfigError where no output has `kinds` different targets: two to learn from, one to judge by.
+    """
     assert integration.targets
     where = ", ".join(labels)
     try:
@@ -64,10 +69,10 @@ def targets_of(integration: Integration, rows: Sequence[Row], labels: Sequence[s
     columns = {
         name: np.array([np.nan if f[name] is None else f[name] for f in found], float) for name in integration.outputs
     }
-    if all(len(np.unique(column[~np.isnan(column)])) < 2 for column in columns.values()):
+    if all(len(np.unique(column[~np.isnan(column)])) < kinds for column in columns.values()):
         raise ConfigError(
-            f"{where}: no column tells the outputs {', '.join(integration.outputs)} apart; each needs "
-            "labels of both kinds"
+            f"{where}: no label column has both kinds of labels for any of {', '.join(integration.outputs)}; check the "
+            "columns' names and values"
         )
     bad = [
         name
@@ -75,12 +80,5 @@ def targets_of(integration: Integration, rows: Sequence[Row], labels: Sequence[s
         if np.nanmin(np.append(column, 0)) < 0 or np.nanmax(np.append(column, 0)) > 1
     ]
     if bad:
-        raise ConfigError(f"{', '.join(labels)}: labels of {bad[0]} must lie between 0 and 1")
+        raise ConfigError(f"{where}: labels of {bad[0]} must lie between 0 and 1")
     return columns
-
-
-def as_columns(names: Sequence[str], rows: Sequence[Mapping[str, float | None]]) -> dict[str, Floats]:
-    def column(name: str) -> Floats:
-        return np.array([np.nan if row[name] is None else row[name] for row in rows], float)
-
-    return {name: column(name) for name in names}

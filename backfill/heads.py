@@ -96,6 +96,8 @@ def _output_rows(name: str, truth: Any, found: Any) -> list[tuple[str, str, str]
     rows = [(name, "posts", f"{len(truth)}, {int((truth >= 0.5).sum())} of them {name}")]
     classes, guesses = truth >= 0.5, found >= 0.5
     rows.append((name, "accuracy", str(metrics.estimate(metrics.accuracy, classes, guesses))))
+    if len(np.unique(classes)) == 1:
+        return rows  # how many of one kind were found, and nothing more
     rows.append((name, "macro-F1", str(metrics.estimate(metrics.macro_f1, classes, guesses))))
     if set(np.unique(found)) - {0.0, 1.0}:
         rows.append((name, "AUC", str(metrics.estimate(metrics.auc, classes, found))))
@@ -110,7 +112,7 @@ def evaluate_file(integration: Integration, settings: Any, path: str, seed: int 
     outcomes = label_texts(integration, settings, [row["text"] for row in rows])
     if integration.targets is None:
         return Report(_column_measures(integration, rows, outcomes, seed))
-    targets = targets_of(integration, rows, [path])
+    targets = targets_of(integration, rows, [path], kinds=1)
     scores = _scores(integration, outcomes)
     return Report(_measures(integration, targets, scores, np.ones(len(rows), bool)))
 

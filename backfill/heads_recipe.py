@@ -67,21 +67,22 @@ def _write(path: Path, rows: Iterator[dict[str, Any]]) -> str:
 
 def _held_out(root: Path, alias: str) -> Iterator[dict[str, Any]]:
     """Whole test splits of TweetEval, whose train splits taught the head at most a part of the question."""
+    split = ("test",)
     if alias == "s":
         yield from _own("heldout_sociopolitical")
     if alias == "i":
-        feelings = [text for text, label in _tweets(root, "emotion", ("test",)) if label != "2"]
-        neutral = [text for text, label in _tweets(root, "sentiment", ("test",)) if label == "1"]
-        for text in feelings:
-            yield _test(text, "emotion", emotion=1)
-        for text in neutral[: len(feelings)]:
-            yield _test(text, "sentiment (neutral)", emotion=0)
-    if alias in "gp":
-        for text, label in _tweets(root, "hate", ("test",)):
-            yield _test(text, "hate", **{"label" if alias == "g" else "identity_attack": int(label)})
+        feelings = [text for text, label in _tweets(root, "emotion", split) if label != "2"]
+        neutral = [text for text, label in _tweets(root, "sentiment", split) if label == "1"]
+        yield from (_test(text, "emotion", emotion=1) for text in feelings)
+        yield from (_test(text, "sentiment (neutral)", emotion=0) for text in neutral[: len(feelings)])
+    if alias == "g":
+        # Tweets that are not hateful are about the same groups, and mostly intergroup too.
+        yield from (
+            _test(text, "hate (hateful)", label=1) for text, label in _tweets(root, "hate", split) if int(label)
+        )
     if alias == "p":
-        for text, label in _tweets(root, "offensive", ("test",)):
-            yield _test(text, "offensive", toxic=int(label))
+        yield from (_test(text, "hate", identity_attack=int(label)) for text, label in _tweets(root, "hate", split))
+        yield from (_test(text, "offensive", toxic=int(label)) for text, label in _tweets(root, "offensive", split))
 
 
 def _test(text: str, task: str, **labels: int) -> dict[str, Any]:

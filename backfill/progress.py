@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -12,6 +13,8 @@ from typing import TextIO
 _TERMINAL_SECONDS, _PLAIN_SECONDS = 0.5, 10.0
 # The rate is that of the last so many seconds.
 _RATE_WINDOW = 30.0
+# Without an acknowledged batch for so long, an integration's wait is explained; and again after twice the time.
+_STALL_SECONDS = 60.0
 _WIDTH = 79
 
 
@@ -33,6 +36,11 @@ class Tally:
         return self.labelled + self.rejected.total()
 
     @property
+    def stalls(self) -> bool:
+        """Whether there is something to wait for."""
+        return not self.seconds and not self.error and self.done + self.retryable.total() < self.eligible
+
+    @property
     def failed(self) -> int:
         """Left for the next run: passing failures, and what was not reached."""
         return self.eligible - self.done
@@ -49,6 +57,8 @@ class Progress:
         self._shown = ""
         self._status = ""
         self._seen: deque[tuple[float, int]] = deque()
+        self._why: Callable[[str], str] | None = None
+        self._moved: dict[str, tuple[int, float, float]] = {}
         self._thread = threading.Thread(target=self._print_until_closed, name="progress", daemon=True)
 
     def __enter__(self) -> Progress:
@@ -67,6 +77,10 @@ class Progress:
         """What is going on before the first label."""
         self._status = text
 
+    def watch(self, why: Callable[[str], str]) -> None:
+        """From now on, says why an integration does not move, if `why(name)` has an answer."""
+        self._why = why
+
     def say(self, text: str) -> None:
         """A line that stays."""
         with self._lock:
@@ -84,6 +98,18 @@ class Progress:
             elif line != self._shown:
                 self.say(line)
             self._shown = line
+            self._say_what_stalls()
+
+    def _say_what_stalls(self) -> None:
+        now = time.monotonic()
+        for name, tally in self._tallies.items():
+            count = tally.done + tally.retryable.total()
+            before, since, patience = self._moved.get(name, (-1, now, _STALL_SECONDS))
+            if self._why is None or count != before or not tally.stalls:
+                self._moved[name] = (count, now, _STALL_SECONDS)
+            elif now - since >= patience:
+                self._moved[name] = (count, since, 2 * patience)
+                self.say(f"{name}: nothing labelled for {format_seconds(now - since)}: {self._why(name)}")
 
     def _write(self, line: str) -> None:
         with self._lock:

@@ -20,6 +20,9 @@ _GPU_TOKENS, _CPU_TOKENS = 32_768, 4_096
 # Rows of one forward pass, whatever their length.
 _MAX_ROWS = 1024
 
+# A tokenizer that is changed in one thread ("Already borrowed") while it is used in another raises.
+_TOKENISING = threading.Lock()
+
 Floats = npt.NDArray[np.float32]
 Tokens = list[list[int]]
 # Padded ids and mask, both [rows, length], to floats [rows, any].
@@ -49,11 +52,14 @@ def choose_device(dtype: str) -> Device:
 
 def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int, pairs: Sequence[str] | None = None) -> Tokens:
     """Token ids with the special ones, truncated, not padded."""
+    if not texts:
+        return []
     arguments = (list(texts),) if pairs is None else (list(texts), list(pairs))
     truncation = True if pairs is None else "only_first"
-    encoded = tokenizer(
-        *arguments, truncation=truncation, max_length=max_tokens, padding=False, return_attention_mask=False
-    )
+    with _TOKENISING:
+        encoded = tokenizer(
+            *arguments, truncation=truncation, max_length=max_tokens, padding=False, return_attention_mask=False
+        )
     return list(encoded["input_ids"])
 
 
@@ -68,21 +74,24 @@ class Batcher:
         self._lock = threading.Lock()
 
     def run(self, tokens: Tokens) -> Floats:
-        """Rows in the order of `tokens`. Raises torch.OutOfMemoryError where a text alone does not fit."""
+        """Rows in the order of `tokens`. Out of memory, fewer at a time; raises where one alone is too many."""
         if not tokens:
             return np.zeros((0, 0), np.float32)
         # The longest first: what does not fit shows at once.
         order = sorted(range(len(tokens)), key=lambda index: -len(tokens[index]))
         passes: list[torch.Tensor] = []
         with self._lock, torch.inference_mode():
-            start = 0
+            start, budget = 0, self.budget
             while start < len(order):
                 rows = max(1, min(_MAX_ROWS, self.budget // len(tokens[order[start]])))
                 try:
                     passes.append(self._pass([tokens[index] for index in order[start : start + rows]]))
                     start += rows
-                except torch.OutOfMemoryError:
+                except RuntimeError as error:
+                    if not _is_out_of_memory(error):
+                        raise
                     if rows == 1:
+                        self.budget = budget  # that text's fault, and nobody else's
                         raise
                     self.budget //= 2
                     if self._device.device.type == "cuda":
@@ -97,6 +106,10 @@ class Batcher:
         ids, mask = pad(batch, self._pad_id, max(map(len, batch)))
         device = self._device.device
         return self._forward(ids.to(device, non_blocking=True), mask.to(device, non_blocking=True))
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def pad(batch: Tokens, pad_id: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:

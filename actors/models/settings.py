@@ -42,8 +42,8 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.max_tokens < 8 or self.token_budget < 0 or self.threads < 1:
             raise ValueError("max_tokens must be at least 8, threads at least 1, and token_budget not below 0")
-        if not 0 < self.gpu <= 1 and self.gpu != int(self.gpu):
-            raise ValueError("gpu must be a part of one GPU, or a whole number of them")
+        if not 0 < self.gpu <= 1:
+            raise ValueError("gpu must be above 0 and at most 1: an actor runs on one GPU, or on a part of it")
 
 
 def local_classifier(

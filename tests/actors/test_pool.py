@@ -3,16 +3,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from actors.integrations import Outcome, resolve
+from actors.integrations import Environment, Outcome, resolve
 from actors.pool import Attempts, ClassifierActor, classify_surviving, label_rows
 from datasets.errors import FatalError, RejectedPost, RetryableError
+from datasets.lake import Lake
 from datasets.schemas import POST_SCHEMA, staged_schema
 from tests.support import DAY, VALENCE, post
 
@@ -44,7 +47,10 @@ class Scripted:
                 return RetryableError("busy", kind="http_503")
             case "fatal":
                 raise FatalError("there is no key")
+            case "sleep":
+                time.sleep(0.2)
             case "die":
+                time.sleep(0.1)
                 os.kill(os.getpid(), signal.SIGKILL)
         return {"compound": float(len(text)), "valence_label": "neutral"}
 
@@ -92,20 +98,20 @@ def _classify_in_child(texts: Sequence[str], connection: Any) -> None:
         )
 
 
-def restarted_until_done(texts: Sequence[str]) -> tuple[list[Any], int]:
+def restarted_until_done(work: Any, child: Callable[[Any, Any], None] = _classify_in_child) -> tuple[Any, int]:
     """As Ray does with an actor: the same block again in a new process, however often the last one died."""
     context = multiprocessing.get_context("fork")
     for deaths in range(100):
         ours, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=_classify_in_child, args=(texts, theirs))
-        child.start()
+        process = context.Process(target=child, args=(work, theirs))
+        process.start()
         theirs.close()
         try:
             return ours.recv(), deaths
         except EOFError:
             continue
         finally:
-            child.join()
+            process.join()
             ours.close()
     raise AssertionError("never done")
 
@@ -119,6 +125,29 @@ def test_posts_that_kill_the_process_are_found_and_rejected_by_name(size: int, p
     assert [n for n, outcome in enumerate(found) if isinstance(outcome, str)] == poison
     assert all("process died" in found[n] for n in poison)
     assert deaths <= 6 * len(poison), "each restart must tell where to look"
+
+
+def _two_blocks_in_child(blocks: Mapping[str, Sequence[str]], connection: Any) -> None:
+    """As an actor with two calls at a time: both blocks are at work when the process dies."""
+    found: dict[str, list[Any]] = {}
+
+    def work(name: str) -> None:
+        with Attempts(name) as attempts:
+            found[name] = classify_surviving(Scripted(), blocks[name], attempts)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in blocks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    connection.send({name: [str(o) for o in outcomes if isinstance(o, Exception)] for name, outcomes in found.items()})
+
+
+def test_the_neighbours_of_a_poison_post_are_not_blamed() -> None:
+    """Its block dies at its first row, again and again, while another is at its first row beside it."""
+    blocks = {"poison": ["die", *["ok"] * 99], "slow": ["sleep", *["ok"] * 99]}
+    found, _ = restarted_until_done(blocks, _two_blocks_in_child)
+    assert (len(found["poison"]), found["slow"]) == (1, [])
 
 
 def test_a_stranger_killing_the_process_costs_no_post(tmp_path: Path) -> None:
@@ -154,7 +183,7 @@ def test_rows_have_every_column_in_the_order_of_the_posts() -> None:
 
 def test_the_actor_labels_a_block() -> None:
     posts = pa.Table.from_pylist([{**post(n), "partition_date": DAY} for n in range(20)], schema=POST_SCHEMA)
-    actor = ClassifierActor(VALENCE, resolve(VALENCE).settings(), "run-1")
+    actor = ClassifierActor(VALENCE, resolve(VALENCE).settings(), "run-1", Lake("nowhere"), Environment())
     rows = actor(posts)
     assert rows["text"] == posts["text"]
     assert all(rows["was_successfully_labeled"].to_pylist())

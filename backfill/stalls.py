@@ -1,0 +1,40 @@
+"""Why a run makes no progress, in a few words: what waits, and for what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+_POOL_ACTOR = "ClassifierActor"
+_BEFORE_WORK = ("DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING")
+
+
+def why_waiting(*, api: bool) -> str:
+    """For an integration of this driver that has not had a batch acknowledged for long."""
+    from ray._private.state import state  # as Ray's own libraries ask; there is no public way without a dashboard
+
+    job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
+    actors = [a for a in state.actor_table(None, job).values() if _POOL_ACTOR in a["ActorClassName"]]
+    free = ray.available_resources()
+    return explain(actors, {name: float(free.get(name, 0)) for name in ("CPU", "GPU")}, api=api)
+
+
+def explain(actors: list[dict[str, Any]], free: dict[str, float], *, api: bool) -> str:
+    """`actors` are rows of Ray's actor table, `free` the resources that nobody has reserved."""
+    starting = [actor for actor in actors if actor["State"] in _BEFORE_WORK]
+    homeless = [actor for actor in starting if not actor["Address"]["NodeID"].strip("f")]
+    restarted = sum(int(actor["NumRestarts"]) for actor in actors)
+    if homeless:
+        left = " and ".join(f"{amount:g} {name}" for name, amount in free.items())
+        return (
+            f"{len(homeless)} of its actors wait for a place in the Ray cluster, which has {left} free; is another "
+            "program using it?"
+        )
+    if starting:
+        return f"{len(starting)} of the run's actors are still loading their models"
+    if restarted:
+        return f"processes of the run died {restarted} times and were started again; short of memory, or a poison post"
+    if api:
+        return "the API does not answer, or has asked for a pause; what is sent is tried again"
+    return "the classifiers are at work on their batches, slowly"
