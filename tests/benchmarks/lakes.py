@@ -24,7 +24,7 @@ from tests.support import ROOT, cli_command, cli_environment
 
 FIRST = date(2024, 9, 1)
 _LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz234567", dtype="S1")
-_SAMPLE_SECONDS = 0.25
+_SAMPLE_SECONDS = 0.5
 
 
 def texts() -> list[str]:
@@ -75,7 +75,7 @@ def _write(path: Path, table: pa.Table) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """`peak` is in bytes, of the command and its children together, memory that they share counted once."""
+    """`peak` is in bytes, of the command and its children, what they share counted once; 0 unless asked for."""
 
     seconds: float
     peak: int
@@ -84,8 +84,8 @@ class Measured:
     stderr: str
 
 
-def command(*arguments: str, env: Mapping[str, str] | None = None) -> Measured:
-    """`python -m cli` with these arguments, in a process of its own."""
+def command(*arguments: str, env: Mapping[str, str] | None = None, memory: bool = False) -> Measured:
+    """`python -m cli` with these arguments, in a process of its own. To watch its memory costs it some time."""
     started = time.monotonic()
     process = subprocess.Popen(
         cli_command(*arguments),
@@ -102,12 +102,11 @@ def command(*arguments: str, env: Mapping[str, str] | None = None) -> Measured:
         while not done.wait(_SAMPLE_SECONDS):
             peak[0] = max(peak[0], sum(map(_memory, family(process.pid))))
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    if memory:
+        threading.Thread(target=watch, daemon=True).start()
     stdout, stderr = process.communicate()
     seconds = time.monotonic() - started
     done.set()
-    watcher.join()
     if process.returncode:
         raise SystemExit(f"{arguments[0]} ended with {process.returncode}: {stderr}")
     return Measured(seconds, peak[0], process.returncode, stdout, stderr)

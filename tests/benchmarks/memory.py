@@ -18,7 +18,18 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             start, end = make_posts(Path(folder), posts, days=max(2, posts // 100_000))
             run = command(
-                "run", "-i", "v", "-r", "posts", "--start-date", start, "--end-date", end, "--data-dir", folder
+                "run",
+                "-i",
+                "v",
+                "-r",
+                "posts",
+                "--start-date",
+                start,
+                "--end-date",
+                end,
+                "--data-dir",
+                folder,
+                memory=True,
             )
         peaks[posts] = run.peak
         print(f"{posts:,} posts: peak {run.peak / 2**30:.2f} GiB of all processes, {run.seconds:.0f} s")

@@ -18,7 +18,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         start, end = make_posts(Path(folder), posts, days=50, labelled=VALENCE)
         plan = command(
-            "plan", "-i", "v", "-r", "posts", "--start-date", start, "--end-date", end, "--data-dir", folder, "--json"
+            "plan",
+            "-i",
+            "v",
+            "-r",
+            "posts",
+            "--start-date",
+            start,
+            "--end-date",
+            end,
+            "--data-dir",
+            folder,
+            "--json",
+            memory=True,
         )
     total = json.loads(plan.stdout)["integrations"][VALENCE]["total"]
     print(f"{total:,} of {posts:,} posts to label: {plan.seconds:.1f} s, peak {plan.peak / 2**30:.2f} GiB (15 s, 2 GB)")
