@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import pytest
+
+from backfill import progress
+from backfill.progress import Progress, Tally
+from backfill.stalls import explain
+
+
+def actor(state: str, *, node: str = "ab12", restarts: int = 0) -> dict[str, Any]:
+    return {"State": state, "Address": {"NodeID": node}, "NumRestarts": restarts}
+
+
+@pytest.mark.parametrize(
+    ("actors", "api", "sentence"),
+    [
+        ([actor("PENDING_CREATION", node="ff" * 28)], False, "1 of its actors wait for a place"),
+        ([actor("DEPENDENCIES_UNREADY", node=""), actor("ALIVE")], False, "which has 0.5 CPU and 0 GPU free"),
+        ([actor("PENDING_CREATION"), actor("ALIVE")], False, "1 of the run's actors are still loading their models"),
+        ([actor("ALIVE", restarts=3)], False, "died 3 times"),
+        ([actor("ALIVE")], True, "the API does not answer, or has asked for a pause"),
+        ([actor("ALIVE")], False, "at work on their batches"),
+    ],
+)
+def test_a_wait_is_explained_by_what_can_be_seen(actors: list[dict[str, Any]], api: bool, sentence: str) -> None:
+    assert sentence in explain(actors, {"CPU": 0.5, "GPU": 0.0}, api=api)
+
+
+def test_only_what_stalls_is_said_and_not_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_STALL_SECONDS", 0.3)
+    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.02)
+    moving, still, over = Tally(eligible=1000), Tally(eligible=10, labelled=1), Tally(eligible=10, seconds=1.0)
+    stream = io.StringIO()
+    with Progress(stream, {"moving": moving, "still": still, "over": over}) as shown:
+        shown.watch(lambda name: f"because of {name}")
+        for _ in range(50):
+            moving.labelled += 1
+            time.sleep(0.02)
+    lines = [line for line in stream.getvalue().splitlines() if "nothing labelled" in line]
+    assert 1 <= len(lines) <= 2, "after a while, and again after twice the time"
+    assert all(line.startswith("still: ") and line.endswith("because of still") for line in lines)
