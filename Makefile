@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test chaos lint bench clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# What `test` does in small: fifty kills of the command with its Ray, fifty of it alone, and clusters at work on more posts.
+chaos: $(STAMP)
+	CHAOS_KILLS=50 CLUSTER_POSTS=20000 $(BIN)/python -m pytest -s tests/acceptance/test_chaos.py tests/acceptance/test_cluster.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

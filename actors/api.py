@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from actors.integrations import Outcome
@@ -55,13 +56,13 @@ class _Request:
 class Store:
     """The run's store of answers, wherever that is. Ray repeats a call whose actor has died."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, actor: Any, asker: str) -> None:
+        self._actor, self._asker, self._life = actor, asker, token_hex(4)
         self._pending: dict[str, bytes] = {}
         self._sending: asyncio.Task[None] | None = None
 
     async def claim(self, keys: Sequence[str]) -> Claim:
-        claim: Claim = await self._actor.claim.remote(keys)
+        claim: Claim = await self._actor.claim.remote(keys, self._asker, self._life)
         return claim
 
     async def put(self, answers: Mapping[str, bytes]) -> None:
@@ -82,9 +83,12 @@ class Store:
 
 def connect(remote: Remote, lake: Lake, integration: str, run_id: str) -> ApiClassifier:
     """In an actor of the pool: the classifier that asks `remote`, with the cluster's limiter and the run's store."""
+    import ray
+
     calls = shared_calls(limiter_name(remote.endpoint, remote.credential))
     slots = Slots(calls, remote.quota, run_id, integration)
-    return ApiClassifier(remote.api, remote.limits, slots, Store(shared_store(lake, integration)))
+    asker = ray.get_runtime_context().get_actor_id() or ""
+    return ApiClassifier(remote.api, remote.limits, slots, Store(shared_store(lake, integration), asker))
 
 
 def connect_here(remote: Remote) -> ApiClassifier:

@@ -49,20 +49,25 @@ class ResponseStore:
             )
         except (sqlite3.Error, OSError) as error:
             raise ConfigError(f"cannot keep answers in {self._path} ({error}); check the folder") from error
-        self._claims: dict[str, float] = {}
+        self._claims: dict[str, tuple[float, str]] = {}
+        self._lives: dict[str, str] = {}
         self._committing = asyncio.Lock()
         self._puts = 0
 
-    async def claim(self, keys: Sequence[str]) -> Claim:
+    async def claim(self, keys: Sequence[str], actor: str = "", life: str = "") -> Claim:
+        """`actor` asks. It has another `life` after a death, and what it had claimed before is nobody's then."""
         now = time.monotonic()
+        if self._lives.setdefault(actor, life) != life:
+            self._lives[actor] = life
+            self._claims = {key: claim for key, claim in self._claims.items() if claim[1] != actor}
         known: dict[str, bytes] = {}
         mine: list[str] = []
         for key in keys:
             row = self._database.execute("SELECT body FROM responses WHERE key = ?", (key,)).fetchone()
             if row:
                 known[key] = row[0]
-            elif self._claims.get(key, -CLAIM_SECONDS) <= now - CLAIM_SECONDS:
-                self._claims[key] = now
+            elif key not in self._claims or self._claims[key][0] <= now - CLAIM_SECONDS:
+                self._claims[key] = now, actor
                 mine.append(key)
         return Claim(known, mine)
 
@@ -115,7 +120,7 @@ def shared_store(lake: Lake, integration: str) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return (
         ray.remote(ResponseStore)
         .options(

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import subprocess
 import sys
 import threading
 import warnings
@@ -13,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from backfill.config import is_submitted_job
 from datasets.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 # Blocks in flight are a few MiB each; what lies in the object store is memory that a laptop lacks.
 _OBJECT_STORE_BYTES = 2 * 1024**3
+_ENDED = "error: this process was killed, or Ray is gone that it worked on; run the same command again to go on"
 
 
 def start_ray(address: str | None, *, debug: bool) -> bool:
@@ -40,7 +43,7 @@ def start_ray(address: str | None, *, debug: bool) -> bool:
     if address:
         options["address"] = address
         # A submitted job has its working directory from the submission already.
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        if not is_submitted_job():
             options["runtime_env"] = {"working_dir": str(ROOT), "excludes": _excludes()}
     else:
         options |= {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
@@ -51,6 +54,10 @@ def start_ray(address: str | None, *, debug: bool) -> bool:
     data.start()
     try:
         ray.init(**options)
+    except ray.exceptions.AuthenticationError as error:
+        raise ConfigError(
+            f"Ray at {address} asks for its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
+        ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"Ray at {address} cannot be reached" if address else "Ray cannot be started here"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -66,7 +73,7 @@ def ray_running(address: str | None, *, debug: bool) -> Iterator[None]:
 
     Standard output is for results, and Ray's driver prints warnings there: with `debug` to standard error, else not.
     """
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stderr if debug else nowhere):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stderr if debug else nowhere), _last_word():
         started = start_ray(address, debug=debug)
         try:
             yield
@@ -75,6 +82,27 @@ def ray_running(address: str | None, *, debug: bool) -> Iterator[None]:
                 import ray
 
                 ray.shutdown()
+
+
+@contextlib.contextmanager
+def _last_word() -> Iterator[None]:
+    """Ray ends a process whose node or head is gone, on the spot and in silence. A shell beside it says so then."""
+    try:
+        stream = sys.stderr.fileno()
+    except (AttributeError, OSError):  # a stream of a test
+        stream = subprocess.DEVNULL
+    guard = subprocess.Popen(  # noqa: S603 - all of it stands here
+        ["sh", "-c", 'read -r done || echo "$0" >&2', _ENDED],  # noqa: S607 - any shell will do
+        stdin=subprocess.PIPE,
+        stderr=stream,
+        start_new_session=True,  # an interrupt is not for it
+    )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):  # `ray job stop` ends it, too
+            guard.communicate(b"done\n")
+        guard.wait()
 
 
 def _excludes() -> list[str]:

@@ -56,11 +56,26 @@ class Workspace:
 def workspace(
     data_dir: str, database_url: str | None, ray_address: str | None, config: str | None, *, debug: bool
 ) -> Workspace:
-    """Raises ConfigError for a config file that does not fit."""
+    """Raises ConfigError for a config file that does not fit, and for a place that would not last."""
+    for place in (data_dir, (database_url or "").removeprefix("sqlite:///")):
+        _check_lasts(place)
     lake = Lake(data_dir)
     if database_url is None:
         database_url = f"sqlite:///{data_dir.rstrip('/')}/backfill.db"
     return Workspace(lake, database_url, ray_address or None, load_config(config), debug)
+
+
+def is_submitted_job() -> bool:
+    """Whether `ray job submit` or KubeRay runs this process: then in a temporary copy of the folder."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _check_lasts(place: str) -> None:
+    if is_submitted_job() and place and "://" not in place and not os.path.isabs(place):
+        raise ConfigError(
+            f"this is a Ray job, whose working directory ends with it, and so would {place}; give --data-dir (and "
+            "--database-url) an s3:// address or an absolute path on the node where the job runs"
+        )
 
 
 def new_run_id() -> str:

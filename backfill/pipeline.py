@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,11 +21,18 @@ from backfill.config import RunSettings
 from datasets.errors import BackfillError, FatalError
 from datasets.lake import Lake
 from datasets.posts import Selection
-from datasets.source import READ_CPUS, eligible_posts
+from datasets.source import eligible_posts
 
 # Batches on their way to the buffer. More would only hold blocks in memory: it writes one at a time.
 _UNACKNOWLEDGED = 4
 _READERS = 1
+# Bytes that a pool's actor reserves. Where it reserves just what a read does, Ray makes one task of both: of all
+# blocks of a file, in one actor.
+_APART = 1
+# Logical CPUs of an actor that has a GPU.
+_GPU_ACTOR_CPUS = 0.25
+# Of a transformer on CPUs: ten seconds' work that a kill may cost, and enough to sort by length.
+_CPU_MODEL_ROWS = 2048
 # Blocks that an API actor works on at a time. The end of one must not leave the quota unused, and a
 # block with a post that hangs must not hold up the others.
 _API_BLOCKS = 32
@@ -32,44 +40,67 @@ _API_BLOCKS = 32
 
 @dataclass(frozen=True)
 class Pool:
-    """How many actors an integration gets, and what each reserves."""
+    """How many actors an integration gets at the least, and what each reserves. There are more as nodes have room."""
 
-    size: int
+    min_size: int
     num_cpus: float
     num_gpus: float = 0.0
 
 
 def size_pools(placements: Mapping[str, Placement], settings: Mapping[str, Any], api_actors: int) -> dict[str, Pool]:
-    """A pool for each integration of a run, so that all of them and the readers fit at once.
+    """A pool for each integration of a run, by what the cluster has and what its autoscaler may start."""
+    from ray._private.state import state  # as Ray's own libraries ask; there is no public way
 
-    GPUs are shared evenly, and so are logical CPUs; the operating system shares the real ones.
+    limits = state.get_max_resources_from_cluster_config() or {}
+    return share_out(placements, settings, api_actors, ray.cluster_resources(), limits)
+
+
+def share_out(
+    placements: Mapping[str, Placement],
+    settings: Mapping[str, Any],
+    api_actors: int,
+    now: Mapping[str, float],
+    limits: Mapping[str, float],
+) -> dict[str, Pool]:
+    """Pools that fit all at once. GPUs are shared evenly, and so are logical CPUs; the system shares the real ones.
+
+    `now` are the cluster's resources, and `limits` what they may become: a model waits for a GPU that can come.
     """
-    resources = ray.cluster_resources()
-    cpus, gpus = float(resources.get("CPU", 1)), float(resources.get("GPU", 0))
+    cpus, gpus = (max(now.get(name, 0.0), limits.get(name, 0.0)) for name in ("CPU", "GPU"))
     models = [name for name, placement in placements.items() if placement == "model" and gpus >= 1]
     local = [name for name, placement in placements.items() if placement != "api" and name not in models]
-    free = max(cpus - READ_CPUS * (_READERS * len(placements) + len(models)), cpus / 2)
+    threads = {name: settings[name].threads if placements[name] == "model" else 1 for name in local}
+    free = cpus - _GPU_ACTOR_CPUS * gpus if models else cpus
+    # Where one actor of each does not fit, or a GPU's actor needs a part of a CPU, each reserves less than it uses.
+    part = min(1.0, free / max(cpus, sum(threads.values()))) if free > 0 else 1.0
     pools: dict[str, Pool] = {}
     for name, placement in placements.items():
         if placement == "api":
             pools[name] = Pool(api_actors, 0.0)
         elif name in models:
             share = min(float(settings[name].gpu), gpus / len(models))
-            pools[name] = Pool(max(1, int(gpus / len(models) / share)), READ_CPUS, share)
+            pools[name] = Pool(_share(now.get("GPU", 0), len(models), share), _GPU_ACTOR_CPUS, share)
         else:
-            threads = settings[name].threads if placement == "model" else 1
-            size = max(1, int(cpus // (len(local) * threads)))
-            pools[name] = Pool(size, min(float(threads), int(free / (size * len(local)) * 100) / 100))
+            size = _share(now.get("CPU", 0), len(local), threads[name])
+            pools[name] = Pool(size, math.floor(threads[name] * part * 100) / 100)
     return pools
+
+
+def _share(total: float, pools: int, each: float) -> int:
+    """Actors of `each` that a pool has for certain. One that is alone starts with one and grows while it labels."""
+    return max(1, int(total / pools / each)) if pools > 1 else 1
 
 
 def make_buffer(
     lake: Lake, integration: Integration, run_id: str, database_url: str, policy: FlushPolicy
 ) -> ray.actor.ActorHandle[LabelBuffer]:
-    """The buffer lives on the driver's node: where the lake is a folder, that is where the folder is sure to be."""
+    """The buffer lives on the driver's node: where the lake is a folder, that is where the folder is sure to be.
+
+    Both end with that node, so that no other ever takes its place.
+    """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     # One call more than batches on their way, so that `close` never waits behind them.
     options = {"num_cpus": 0, "max_concurrency": _UNACKNOWLEDGED + 1, "max_restarts": -1, "max_task_retries": -1}
     actor = ray.remote(LabelBuffer).options(scheduling_strategy=here, **options)
@@ -96,8 +127,7 @@ class Labelling:
 
 def label_posts(work: Labelling, on_receipt: Callable[[Receipt], None], stop: threading.Event) -> None:
     """Returns when every batch is acknowledged, or `stop` is set. Raises our errors only."""
-    block_rows = work.run.api_block_rows if work.is_api else work.run.block_rows
-    posts = eligible_posts(work.lake, work.selection, block_rows, _READERS)
+    posts = eligible_posts(work.lake, work.selection, _block_rows(work), _READERS)
     _configure(posts.context)
     labels = posts.map_batches(
         ClassifierActor,
@@ -113,6 +143,7 @@ def label_posts(work: Labelling, on_receipt: Callable[[Receipt], None], stop: th
         compute=_actor_pool(work),
         num_cpus=work.pool.num_cpus,
         num_gpus=work.pool.num_gpus or None,
+        memory=_APART,
     )
     waiting: list[ray.ObjectRef[Receipt]] = []
     try:
@@ -126,10 +157,17 @@ def label_posts(work: Labelling, on_receipt: Callable[[Receipt], None], stop: th
         raise our_error(error) from error
 
 
+def _block_rows(work: Labelling) -> int:
+    if work.is_api:
+        return work.run.api_block_rows
+    model = work.integration.placement(work.settings) == "model"
+    return min(work.run.block_rows, _CPU_MODEL_ROWS) if model and not work.pool.num_gpus else work.run.block_rows
+
+
 def _actor_pool(work: Labelling) -> ActorPoolStrategy:
     if work.is_api:
         return ActorPoolStrategy(
-            size=work.pool.size,
+            size=work.pool.min_size,
             max_tasks_in_flight_per_actor=2 * _API_BLOCKS,
             max_concurrent_calls_per_actor=_API_BLOCKS,
             enable_true_multi_threading=True,
@@ -137,14 +175,11 @@ def _actor_pool(work: Labelling) -> ActorPoolStrategy:
     if work.integration.placement(work.settings) == "model":
         # Two blocks at a time: one is tokenised while the other is on the device.
         return ActorPoolStrategy(
-            min_size=1,
-            max_size=work.pool.size,
-            initial_size=1,
+            min_size=work.pool.min_size,
             max_concurrent_calls_per_actor=2,
             enable_true_multi_threading=True,
         )
-    # One actor at first: the others start while it labels already.
-    return ActorPoolStrategy(min_size=1, max_size=work.pool.size, initial_size=1)
+    return ActorPoolStrategy(min_size=work.pool.min_size)
 
 
 @dataclass

@@ -12,9 +12,8 @@ from ray.data.block import BlockMetadata
 from datasets.lake import Lake
 from datasets.posts import PART_ROWS, Part, Selection, read_part
 
-# Logical CPUs of a read task. A whole one, Ray's default, would wait for ever on a machine whose
-# CPUs the classifier pool holds.
-READ_CPUS = 0.25
+# Logical CPUs of a read task. Any more would wait for ever for a node whose CPUs the classifier pools hold.
+_READ_CPUS = 0
 # A post of mean length with its URI, timestamp and date takes this many bytes of a block.
 POST_BYTES = 220
 # Rows handed to Ray at a time, which cuts blocks at the first of these that exceeds the block size.
@@ -28,7 +27,7 @@ def eligible_posts(lake: Lake, selection: Selection, block_rows: int, readers: i
     """
     dataset = ray.data.read_datasource(
         SelectedPosts(lake, selection),
-        num_cpus=READ_CPUS,
+        num_cpus=_READ_CPUS,
         concurrency=readers,
         override_num_blocks=max(1, len(_tasks(selection))),
     )
@@ -43,6 +42,11 @@ class SelectedPosts(Datasource):  # type: ignore[misc]  # Ray has no types
 
     def estimate_inmemory_data_size(self) -> int:
         return self._selection.total * POST_BYTES
+
+    @property
+    def supports_distributed_reads(self) -> bool:
+        """A folder is read on the driver's node, where it is sure to be; Ray sees to that."""
+        return not self._lake.is_local
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,7 +49,8 @@ class Node:
         """SIGKILL of the processes with that name; how many."""
         found = self.processes(name)
         for process in found:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         return len(found)
 
     def stop(self) -> None:
@@ -81,18 +82,21 @@ class Cluster:
         port, board = free_port(), free_port()
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{board}"
         return self._start(
-            "--head", f"--port={port}", f"--num-cpus={cpus}", f"--include-dashboard={dashboard}",
-            f"--dashboard-port={board}", f"--ray-client-server-port={free_port()}",
-        )  # fmt: skip
+            *("--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={cpus}", "--num-gpus=0"),
+            *(f"--include-dashboard={dashboard}", f"--dashboard-port={board}"),
+            f"--ray-client-server-port={free_port()}",
+        )
 
     def add(self, cpus: int, gpus: int = 0) -> Node:
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}")
+        ip = f"127.0.0.{len(self.nodes) + 1}"
+        return self._start(
+            f"--address={self.address}", f"--node-ip-address={ip}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"
+        )
 
     def _start(self, *options: str) -> Node:
         log = self.folder / f"node-{len(self.nodes)}.log"
-        # Nodes on one machine must not give their workers the same ports.
-        common = ["--block", "--disable-usage-stats", f"--object-store-memory={_STORE}", "--num-gpus=0",
-                  "--node-ip-address=127.0.0.1", f"--dashboard-agent-listen-port={free_port()}"]  # fmt: skip
+        common = ["--block", "--disable-usage-stats", f"--object-store-memory={_STORE}"]
+        common.append(f"--dashboard-agent-listen-port={free_port()}")
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*RAY, "start", *common, *options], stdout=output, stderr=subprocess.STDOUT, env=self.environment
@@ -106,7 +110,7 @@ class Cluster:
         return self.nodes[-1]
 
 
-@contextmanager
+@contextlib.contextmanager
 def ray_cluster(
     folder: Path, head_cpus: int = 1, *, dashboard: bool = False, env: Mapping[str, str] | None = None
 ) -> Iterator[Cluster]:

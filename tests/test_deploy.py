@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import shlex
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,15 @@ def test_the_rayjob_calls_a_command_that_exists() -> None:
 
     with pytest.raises(click.UsageError, match="--start-date 2030-01-01 is after"):
         make_cli().main(args=arguments, prog_name="cli", standalone_mode=False)
+
+
+def test_what_a_job_uploads_is_small(tmp_path: Path) -> None:
+    """The zip that `ray job submit --working-dir .` makes of this folder, without the .git and .venv of a checkout."""
+    from ray._private.runtime_env.packaging import create_package
+
+    package = tmp_path / "package.zip"
+    create_package(str(ROOT), package, include_gitignore=True)
+    names = zipfile.ZipFile(package).namelist()
+    assert {"cli/__main__.py", "actors/pool.py", "datasets/lake.py"} <= set(names)
+    assert not [name for name in names if name.startswith(("tests/", ".git/", ".venv/", "data/"))]
+    assert package.stat().st_size < 2 * 2**20

@@ -74,6 +74,19 @@ def test_many_at_once_share_commits_and_are_all_kept(tmp_path: Path) -> None:
     assert run(ResponseStore(lake, NAME).claim(keys)).known == {key: key[1:].encode() for key in keys}
 
 
+def test_what_an_actor_had_claimed_is_free_once_it_asks_in_another_life(tmp_path: Path) -> None:
+    async def story() -> None:
+        store = ResponseStore(Lake(str(tmp_path)), NAME)
+        await store.claim(["a", "b"], "one", "life 1")
+        await store.claim(["c"], "other", "life 1")
+        await store.put({"b": b"answer"})
+        assert await store.claim(["a", "c"], "one", "life 1") == Claim({}, [])
+        assert await store.claim(["a", "b", "c"], "one", "life 2") == Claim({"b": b"answer"}, ["a"])
+        assert await store.claim(["c"], "other", "life 1") == Claim({}, [])
+
+    run(story())
+
+
 def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(responses, "_KEPT", 5)
     monkeypatch.setattr(responses, "_SWEEP_EVERY", 1)
