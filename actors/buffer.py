@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -20,14 +21,18 @@ from datasets import labels as store
 from datasets.database import Database, open_database
 from datasets.errors import BackfillError, RetryableError
 from datasets.lake import Lake
-from datasets.locks import Lock
+from datasets.locks import ALL_DATES, Dates, Lock, live_runs
 from datasets.mirror import fill, load
 
 # The writer of a killed run may finish a flush before it notices.
 _PREDECESSOR_SECONDS = 60.0
+# Another run may be taking up much that was staged.
+_RECOVERY_SECONDS = 600.0
 # Staging waits while this many flushes' worth of rows are staged, so that a slow disk or database
 # slows the classifiers down instead of filling the queue.
 _BACKLOG = 5
+# A connection that hangs holds a flush up for ten seconds. So not each of them tries again.
+_DATABASE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,21 @@ class Receipt:
 
 
 class LabelBuffer:
-    """A plain class; `ray.remote` makes it an actor whose calls may overlap."""
+    """A plain class; `ray.remote` makes it an actor whose calls may overlap.
 
-    def __init__(self, lake: Lake, integration: str, run_id: str, database_url: str, policy: FlushPolicy) -> None:
-        self._lake, self._run_id, self._url, self._policy = lake, run_id, database_url, policy
+    Buffers of disjoint partition dates write side by side.
+    """
+
+    def __init__(
+        self,
+        lake: Lake,
+        integration: str,
+        run_id: str,
+        database_url: str,
+        policy: FlushPolicy,
+        dates: Dates = ALL_DATES,
+    ) -> None:
+        self._lake, self._run_id, self._url, self._policy, self._dates = lake, run_id, database_url, policy, dates
         self._labels = resolve(integration).labels
         self._lock: Lock | None = None
         self._database: Database | None = None
@@ -70,6 +86,7 @@ class LabelBuffer:
         self._closing = False
         self._error: BackfillError | None = None
         self._behind: RetryableError | None = None
+        self._try_again = 0.0
         self._flusher = threading.Thread(target=self._flush_until_closed, name="flusher", daemon=True)
 
     def stage(self, rows: pa.Table) -> Receipt:
@@ -81,17 +98,18 @@ class LabelBuffer:
         receipt = _receipt(rows)
         if not len(known):
             return receipt
-        name = store.batch_name(
-            self._labels.integration, str(rows["label_model_revision"][0]), known["uri"].to_pylist()
-        )
+        revision = str(rows["label_model_revision"][0])
+        batch = store.batch_name(self._labels.integration, revision, known["uri"].to_pylist())
+        name = store.segment_name(self._run_id, batch)
         with self._changed:
-            self._open()
+            lock = self._open()
             self._changed.wait_for(self._has_room)
             self._raise_error()
             if name in self._taken:
                 return receipt
             self._taken.add(name)
         try:
+            lock.ensure()
             store.stage(self._lake, self._labels, name, known)
         except BaseException:
             with self._changed:
@@ -106,30 +124,50 @@ class LabelBuffer:
     def close(self) -> str | None:
         """Flushes all that is staged, unless the policy says never. None, or why the database is behind the lake."""
         with self._changed:
-            self._open()
+            lock = self._open()
             self._closing = True
             self._changed.notify_all()
         self._flusher.join()
+        lock.release()
         with self._changed:
             self._raise_error()
-        if self._lock:
-            self._lock.release()
         return str(self._behind) if self._behind else None
 
-    def _open(self) -> None:
+    def _open(self) -> Lock:
         """On the first call, because until then the driver may still be reading what recovery would move."""
         if self._lock:
-            return
-        self._lock = Lock(self._lake, self._labels.integration, "buffer", self._run_id, _PREDECESSOR_SECONDS)
-        store.recover(self._lake, self._labels)
-        if not (self._policy.never or self._policy.keep):
-            store.drop_written(self._lake, self._labels)
-        flushed = store.flushed_batches(self._lake, self._labels, self._run_id)
-        waiting = store.staged(self._lake, self._labels)
-        self._taken = flushed | set(waiting)
-        self._rows = {name: self._lake.num_rows(f"{self._labels.queue}/{name}.parquet") for name in waiting}
-        self._oldest = time.monotonic() if waiting else None
+            return self._lock
+        lake, labels, policy = self._lake, self._labels, self._policy
+        self._lock = Lock(lake, labels.integration, "buffer", self._run_id, _PREDECESSOR_SECONDS, self._dates)
+        with Lock(lake, labels.integration, "recover", self._run_id, _RECOVERY_SECONDS) as recovery:
+            live = live_runs(lake, labels.integration) - {self._run_id}
+            store.recover(lake, labels, live)
+            if not (policy.never or policy.keep):
+                store.drop_written(lake, labels)
+            staged = store.staged(lake, labels)
+            mine = [name for name in staged if store.run_of(name) == self._run_id]
+            left = [name for name in staged if store.run_of(name) not in live | {self._run_id}]
+            for names in [] if policy.never else self._chunks(self._count(left)):
+                store.adopt(lake, labels, names, self._next_name(), keep=policy.keep, ensure=recovery.ensure)
+        self._taken = store.flushed_batches(lake, labels, self._run_id) | set(mine)
+        self._rows = self._count(mine)
+        self._oldest = time.monotonic() if mine else None
         self._flusher.start()
+        return self._lock
+
+    def _count(self, names: list[str]) -> dict[str, int]:
+        return {name: self._lake.num_rows(f"{self._labels.queue}/{name}.parquet") for name in names}
+
+    def _chunks(self, rows: Mapping[str, int]) -> Iterator[list[str]]:
+        """The batches, at most the policy's rows at a time (at least one batch)."""
+        chunk: list[str] = []
+        for name, count in rows.items():
+            if chunk and sum(rows[earlier] for earlier in chunk) + count > self._policy.rows:
+                yield chunk
+                chunk = []
+            chunk.append(name)
+        if chunk:
+            yield chunk
 
     def _has_room(self) -> bool:
         waiting = sum(self._rows.values())
@@ -144,7 +182,7 @@ class LabelBuffer:
             with self._changed:
                 self._changed.wait_for(self._due, timeout=1.0)
                 closing, due = self._closing, self._due()
-                batches = list(self._rows)
+                batches = dict(self._rows)
             try:
                 if due and not self._policy.never:
                     self._flush(batches)
@@ -165,17 +203,13 @@ class LabelBuffer:
         waited = time.monotonic() - self._oldest if self._oldest else 0.0
         return sum(self._rows.values()) >= self._policy.rows or waited >= self._policy.seconds
 
-    def _flush(self, batches: list[str]) -> None:
-        """The batches, at most the policy's rows at a time (at least one batch)."""
-        while batches:
-            taken, rows = 0, 0
-            while taken < len(batches) and (taken == 0 or rows + self._rows[batches[taken]] <= self._policy.rows):
-                rows += self._rows[batches[taken]]
-                taken += 1
-            chunk, batches = batches[:taken], batches[taken:]
+    def _flush(self, batches: Mapping[str, int]) -> None:
+        assert self._lock
+        for chunk in self._chunks(batches):
             written = store.flush(
-                self._lake, self._labels, chunk, self._next_name(), keep=self._policy.keep, replace=self._policy.replace
-            )
+                self._lake, self._labels, chunk, self._next_name(),
+                keep=self._policy.keep, replace=self._policy.replace, ensure=self._lock.ensure,
+            )  # fmt: skip
             with self._changed:
                 for name in chunk:
                     del self._rows[name]
@@ -191,8 +225,10 @@ class LabelBuffer:
     def _fill_database(self, written: list[str]) -> None:
         """Loads label files just written, and all that are missing where some may be.
 
-        A database that does not answer costs no label: the lake goes on, and the next flush tries again.
+        A database that does not answer costs no label: the lake goes on, and a later flush tries again.
         """
+        if self._behind and not self._closing and time.monotonic() < self._try_again:
+            return
         try:
             if self._database is None:
                 self._database = open_database(self._url)
@@ -202,7 +238,7 @@ class LabelBuffer:
                     load(self._lake, self._labels, self._database, path)
             self._behind = None
         except RetryableError as error:
-            self._behind = error
+            self._behind, self._try_again = error, time.monotonic() + _DATABASE_SECONDS
             if self._database is not None:
                 self._database.close()
             self._database = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,10 @@ class Claim:
 
 
 class ResponseStore:
-    """An async actor over an SQLite file beside the queues, or in the temporary folder for a lake on S3."""
+    """An async actor over an SQLite file: beside the queues, or for a lake on S3 in the user's state folder.
+
+    That folder is XDG_STATE_HOME, or ~/.local/state: it outlives a restart of the machine, not its loss.
+    """
 
     def __init__(self, lake: Lake, integration: str) -> None:
         self._path = store_path(lake, integration)
@@ -103,8 +105,8 @@ class ResponseStore:
 def store_path(lake: Lake, integration: str) -> str:
     if lake.is_local:
         return os.path.join(os.path.abspath(lake.root), "queues", "responses", f"{integration}.db")
-    folder = os.path.join(tempfile.gettempdir(), f"label-backfill-{os.getuid()}", "responses")
-    return os.path.join(folder, f"{digest([lake.root])}-{integration}.db")
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(state, "label-backfill", "responses", f"{digest([lake.root])}-{integration}.db")
 
 
 def remove_store(lake: Lake, integration: str) -> None:

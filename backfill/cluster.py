@@ -54,14 +54,14 @@ def start_ray(address: str | None, *, debug: bool) -> bool:
     data.start()
     try:
         ray.init(**options)
-    except ray.exceptions.AuthenticationError as error:
-        raise ConfigError(
-            f"Ray at {address} asks for its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH)"
-        ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"Ray at {address} cannot be reached" if address else "Ray cannot be started here"
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{where} ({reason}); check --ray-address, or leave it out to start Ray here") from error
+        if not address:
+            raise ConfigError(f"Ray cannot be started here ({reason}); run it with --debug for more") from error
+        raise ConfigError(
+            f"Ray at {address} cannot be reached ({reason}); check --ray-address, and that RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN or ~/.ray/auth_token are as on the head, or leave --ray-address out to start Ray here"
+        ) from error
     data.join()
     _quieten_data(debug)
     return True

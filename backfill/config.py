@@ -16,6 +16,7 @@ from typing import Any
 from actors.integrations import Integration, integrations
 from datasets.errors import ConfigError
 from datasets.lake import Lake
+from pds.settings import PdsSettings
 
 DEFAULT_CONFIG = "backfill.toml"
 
@@ -36,6 +37,7 @@ class Config:
     """`backfill.toml`, validated. An integration that it does not name has the defaults."""
 
     run: RunSettings = RunSettings()
+    pds: PdsSettings = field(default_factory=PdsSettings)
     integrations: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, integration: Integration) -> Any:
@@ -44,7 +46,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where a command works. `ray_address` None: Ray is started on this machine."""
+    """Where a command works. `ray_address` None: Ray is started on this machine.
+
+    `database_url` is empty where the lake is on S3 and none was given: what needs a database then asks for one.
+    """
 
     lake: Lake
     database_url: str
@@ -61,7 +66,7 @@ def workspace(
         _check_lasts(place)
     lake = Lake(data_dir)
     if database_url is None:
-        database_url = f"sqlite:///{data_dir.rstrip('/')}/backfill.db"
+        database_url = f"sqlite:///{data_dir.rstrip('/')}/backfill.db" if lake.is_local else ""
     return Workspace(lake, database_url, ray_address or None, load_config(config), debug)
 
 
@@ -95,16 +100,17 @@ def load_config(path: str | None) -> Config:
         raise ConfigError(f"the config file {path} cannot be read ({error.strerror}); check --config") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML ({error}); mend that line") from error
-    unknown = set(document) - {"run", "integrations"}
+    unknown = set(document) - {"run", "pds", "integrations"}
     if unknown:
-        raise ConfigError(f"{path}: there is no table [{min(unknown)}]; use [run] and [integrations.NAME]")
+        raise ConfigError(f"{path}: there is no table [{min(unknown)}]; use [run], [pds] and [integrations.NAME]")
     known = integrations()
     settings = {}
     for name, table in document.get("integrations", {}).items():
         if name not in known:
             raise ConfigError(f"{path}: there is no integration {name!r}; the integrations are {', '.join(known)}")
         settings[name] = _build(known[name].settings, table, f"{path} [integrations.{name}]")
-    return Config(_build(RunSettings, document.get("run", {}), f"{path} [run]"), settings)
+    run, pds = document.get("run", {}), document.get("pds", {})
+    return Config(_build(RunSettings, run, f"{path} [run]"), _build(PdsSettings, pds, f"{path} [pds]"), settings)
 
 
 def _build(kind: type, table: Any, where: str) -> Any:

@@ -30,6 +30,8 @@ _BASE32 = "abcdefghijklmnopqrstuvwxyz234567"
 def make_lake(root: str) -> Lake:
     """A fresh lake in `root`. Refuses to replace a folder that is not a demo's."""
     folder = Path(root)
+    if not Lake(root).is_local:
+        raise ConfigError(f"the demo makes its lake in a folder, and {root} is none; give it another --data-dir")
     if folder.exists() and not (folder / _MARKER).exists():
         raise ConfigError(f"{root} exists and is not a demo's; give the demo another --data-dir")
     shutil.rmtree(folder, ignore_errors=True)

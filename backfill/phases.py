@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TextIO
@@ -93,24 +93,26 @@ def write(place: Workspace, chosen: Sequence[Integration]) -> dict[str, Written]
     place.lake.check()
     run_id = new_run_id()
     policy = FlushPolicy(place.config.run.flush_rows, place.config.run.flush_seconds, keep=True)
-    result = {}
-    with closing(open_database(place.database_url)) as database:
+    moved: dict[str, int] = {}
+    with ExitStack() as stack:
         for integration in chosen:
             labels = integration.labels
-            with Lock(place.lake, integration.name, "run", run_id):
-                waiting = [f"{labels.queue}/{name}.parquet" for name in store.staged(place.lake, labels)]
-                moved = sum(map(place.lake.num_rows, waiting))
-                LabelBuffer(place.lake, integration.name, run_id, place.database_url, policy).close()
-                fill(place.lake, labels, database, ours_only=False)
-                result[integration.name] = Written(moved, label_count(database, integration.name))
-    return result
+            stack.enter_context(Lock(place.lake, integration.name, "run", run_id))
+            waiting = [f"{labels.queue}/{name}.parquet" for name in store.staged(place.lake, labels)]
+            moved[integration.name] = sum(map(place.lake.num_rows, waiting))
+            LabelBuffer(place.lake, integration.name, run_id, place.database_url, policy).close()
+        database = stack.enter_context(closing(open_database(place.database_url)))
+        for integration in chosen:
+            fill(place.lake, integration.labels, database, ours_only=False)
+        return {name: Written(rows, label_count(database, name)) for name, rows in moved.items()}
 
 
 def clear(place: Workspace, chosen: Sequence[Integration], kinds: Sequence[queues.Kind]) -> dict[str, int]:
     """Deletes the segments of the queues, labelled or not; how many, by the queue's folder."""
     cleared = {}
     for integration in chosen:
-        with Lock(place.lake, integration.name, "run", new_run_id()):
+        name, run_id = integration.name, new_run_id()
+        with Lock(place.lake, name, "run", run_id), Lock(place.lake, name, "buffer", run_id, 60.0):
             for kind in kinds:
                 cleared[queues.folder(kind, integration.name)] = queues.clear(place.lake, kind, integration.name)
     return cleared

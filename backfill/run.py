@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,8 +22,8 @@ from backfill.progress import Progress, Tally
 from backfill.scope import BadFiles, Scope, find_posts, unlabelled
 from datasets import labels as store
 from datasets.database import open_database, record_run
-from datasets.errors import BackfillError, ConfigError
-from datasets.locks import Lock
+from datasets.errors import BackfillError, ConfigError, RetryableError
+from datasets.locks import ALL_DATES, Dates, Lock, live_runs
 from datasets.posts import Selection
 
 # Finds the posts of each integration: called once the integrations are locked and recovered.
@@ -74,7 +74,7 @@ def run(
 
     policy = FlushPolicy(place.config.run.flush_rows, place.config.run.flush_seconds, replace=scope.retry_rejected)
     selection = {**scope.as_dict(), "integrations": [integration.name for integration in chosen]}
-    result = label_all(place, chosen, find, policy, "run", selection, stream)
+    result = label_all(place, chosen, find, policy, "run", selection, stream, dates=scope.dates)
     result.skipped = [str(error) for error in bad_files.skipped]
     return result
 
@@ -88,8 +88,9 @@ def label_all(
     selection: Mapping[str, Any],
     stream: TextIO,
     after: Callable[[], None] = lambda: None,
+    dates: Dates = ALL_DATES,
 ) -> RunResult:
-    """Labels what `find` finds, then does `after`, while the integrations are locked.
+    """Labels what `find` finds, then does `after`, while the integrations are locked for the partition dates.
 
     Everything that may refuse does so before anything is touched.
     """
@@ -104,25 +105,47 @@ def label_all(
         "started_at": _now(),
         "versions": {"python": platform.python_version(), "ray": version("ray"), "pyarrow": version("pyarrow")},
     }
-    database = open_database(place.database_url)
     with ExitStack() as stack:
-        stack.callback(database.close)
         for integration in chosen:
-            stack.enter_context(Lock(place.lake, integration.name, "run", run_id))
+            stack.enter_context(Lock(place.lake, integration.name, "run", run_id, dates=dates))
         for integration in chosen:
-            with Lock(place.lake, integration.name, "buffer", run_id, wait=60.0):
-                store.recover(place.lake, integration.labels)
-        record_run(database, record)
+            _recover(place, integration, run_id, dates)
         progress = stack.enter_context(Progress(stream, result.tallies))
+        _note_run(place, record, progress)
         try:
-            _label_found(place, chosen, find, policy, result, progress)
+            _label_found(place, chosen, find, policy, result, progress, dates)
             after()
         except BackfillError:
-            record_run(database, {**record, "finished_at": _now(), "counts": _counts(result), "exit_code": 1})
+            with suppress(BackfillError):
+                _note_run(place, record, progress, _counts(result), 1)
             raise
-        done = {"finished_at": _now(), "counts": _counts(result), "exit_code": result.exit_code}
-        record_run(database, {**record, **done})
+        with suppress(*([BackfillError] if result.exit_code else [])):  # the first error is the one to tell
+            _note_run(place, record, progress, _counts(result), result.exit_code)
     return result
+
+
+def _recover(place: Workspace, integration: Integration, run_id: str, dates: Dates) -> None:
+    """Before posts are looked for, so that what it moves is found. The buffer of a killed run has to end first."""
+    lake, name = place.lake, integration.name
+    with Lock(lake, name, "buffer", run_id, 60.0, dates), Lock(lake, name, "recover", run_id, 600.0):
+        store.recover(lake, integration.labels, live_runs(lake, name) - {run_id})
+
+
+def _note_run(
+    place: Workspace,
+    record: Mapping[str, Any],
+    progress: Progress,
+    counts: Mapping[str, Any] | None = None,
+    exit_code: int | None = None,
+) -> None:
+    """A row of `runs`, by a connection for it alone. A database that does not answer costs the row, not the run."""
+    done = {"finished_at": _now(), "counts": dict(counts), "exit_code": exit_code} if counts is not None else {}
+    try:
+        with closing(open_database(place.database_url)) as database:
+            record_run(database, {**record, **done})
+    except RetryableError as error:
+        if not done:
+            progress.say(f"{error}; going on without it: the lake has the labels, and it will catch up")
 
 
 def _able(place: Workspace, chosen: Sequence[Integration], result: RunResult) -> list[Integration]:
@@ -146,6 +169,7 @@ def _label_found(
     policy: FlushPolicy,
     result: RunResult,
     progress: Progress,
+    dates: Dates,
 ) -> None:
     """Ray takes seconds to start, in which posts can be selected; and nothing to label needs no Ray.
 
@@ -167,17 +191,19 @@ def _label_found(
             busy = [integration for integration in chosen if selections[integration.name].total]
             for integration in chosen:
                 if integration not in busy:
-                    _finish_leftovers(place, integration, policy, result)
+                    _finish_leftovers(place, integration, policy, result, dates)
             if busy:
                 progress.status("starting the classifiers")
-                _label_with_ray(place, busy, selections, policy, result, progress)
+                _label_with_ray(place, busy, selections, policy, result, progress, dates)
         except KeyboardInterrupt:
             result.interrupted = True
 
 
-def _finish_leftovers(place: Workspace, integration: Integration, policy: FlushPolicy, result: RunResult) -> None:
+def _finish_leftovers(
+    place: Workspace, integration: Integration, policy: FlushPolicy, result: RunResult, dates: Dates
+) -> None:
     """Nothing to label, but a killed run may have left staged labels, or the database may be behind."""
-    buffer = LabelBuffer(place.lake, integration.name, result.run_id, place.database_url, policy)
+    buffer = LabelBuffer(place.lake, integration.name, result.run_id, place.database_url, policy, dates)
     result.tallies[integration.name].behind = buffer.close()
     remove_store(place.lake, integration.name)
 
@@ -189,10 +215,12 @@ def _label_with_ray(
     policy: FlushPolicy,
     result: RunResult,
     progress: Progress,
+    dates: Dates,
 ) -> None:
     import ray
 
     from backfill import pipeline
+    from backfill.stalls import why_waiting
 
     settings = {integration.name: place.config.settings(integration) for integration in chosen}
     placements = {i.name: i.placement(settings[i.name]) for i in chosen}
@@ -200,7 +228,7 @@ def _label_with_ray(
     works = {
         i.name: pipeline.Labelling(
             place.lake, i, settings[i.name], selections[i.name], pools[i.name], place.config.run, result.run_id,
-            pipeline.make_buffer(place.lake, i, result.run_id, place.database_url, policy),
+            pipeline.make_buffer(place.lake, i, result.run_id, place.database_url, policy, dates),
         )
         for i in chosen
     }  # fmt: skip
@@ -221,6 +249,7 @@ def _label_with_ray(
             tally.error = str(error)
         tally.seconds = time.monotonic() - started
 
+    progress.watch(lambda name: why_waiting(api=works[name].is_api))
     _in_threads(label, chosen, stop, result, progress)
     for name, work in works.items():
         tally = result.tallies[name]

@@ -10,7 +10,8 @@ from actors.integrations import Integration
 from datasets.errors import BadFile
 from datasets.labels import labelled_uris
 from datasets.lake import Lake
-from datasets.posts import OnBadFile, Sample, Selection, UrisOf, post_sources, raise_bad_file, select
+from datasets.locks import Dates
+from datasets.posts import OnBadFile, Sample, Selection, UrisOf, day_after, post_sources, raise_bad_file, select
 
 RecordType = Literal["posts", "posts_used_in_feeds"]
 FEED_LOOKBACK_DAYS = 4
@@ -27,6 +28,12 @@ class Scope:
     sample: Sample | None = None
     lookback_days: int = FEED_LOOKBACK_DAYS
     retry_rejected: bool = False
+
+    @property
+    def dates(self) -> Dates:
+        """Partition dates that its posts may have."""
+        lookback = self.lookback_days if self.record_type == "posts_used_in_feeds" else 0
+        return day_after(self.start, -lookback), self.end
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

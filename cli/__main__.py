@@ -17,6 +17,7 @@ COMMANDS = {
     "run": ("cli.run", "run"),
     "plan": ("cli.run", "plan"),
     "status": ("cli.status", "status"),
+    "copy": ("cli.copy", "copy"),
     "preprocess": ("cli.preprocess", "preprocess"),
     "pds": ("cli.pds", "pds"),
     "train-head": ("cli.heads", "train_head"),

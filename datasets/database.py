@@ -59,6 +59,11 @@ def open_database(url: str) -> Database:
         database = _Sqlite(url.removeprefix("sqlite:///"))
     elif url.startswith(("postgresql://", "postgres://")):
         database = _Postgres(url)
+    elif not url:
+        raise ConfigError(
+            "a lake on S3 needs a database elsewhere; set --database-url or BACKFILL_DATABASE_URL, "
+            "to postgresql://… or, for runs on one machine, to sqlite:///backfill.db"
+        )
     else:
         raise ConfigError(f"{redact(url)} is not a database address; use sqlite:///PATH or postgresql://…")
     with database.transaction():
@@ -69,7 +74,7 @@ def open_database(url: str) -> Database:
 
 def is_there(url: str) -> bool:
     """Whether opening it would open something, not make it. A server that is down is there."""
-    return not url.startswith("sqlite:///") or os.path.exists(url.removeprefix("sqlite:///"))
+    return bool(url) and (not url.startswith("sqlite:///") or os.path.exists(url.removeprefix("sqlite:///")))
 
 
 def redact(url: str) -> str:
@@ -232,7 +237,11 @@ class _Postgres:
         self._psycopg = psycopg
         self._url = url
         try:
-            self._connection = psycopg.connect(url, autocommit=True, connect_timeout=10)
+            # A server that vanishes without a word is noticed within a minute.
+            self._connection = psycopg.connect(
+                url, autocommit=True, connect_timeout=10,
+                keepalives_idle=30, keepalives_interval=10, keepalives_count=3, tcp_user_timeout=60_000,
+            )  # fmt: skip
             # The lake is the source of truth: a crash of the server may take the last transactions,
             # ledger lines included, and they are loaded again.
             self._connection.execute("SET synchronous_commit = off")
@@ -242,6 +251,9 @@ class _Postgres:
 
     def execute(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:
+            if statement.startswith("CREATE TABLE"):
+                # Of two that make a table at once, PostgreSQL fails one, IF NOT EXISTS or not.
+                self._connection.execute("SELECT pg_advisory_xact_lock(72150)")
             cursor = self._connection.execute(cast(Any, statement.replace("?", "%s")), parameters or None)
             return cursor.fetchall() if cursor.description else []
         except self._psycopg.Error as error:

@@ -2,7 +2,8 @@
 
     BackfillError
     ├── ConfigError      the user must set or mend something; exit 1, one sentence
-    │   └── BadFile      one file of the lake cannot be used: stop, or go on without it
+    │   ├── BadFile      one file of the lake cannot be used: stop, or go on without it
+    │   └── FileGone     a file of the lake that was there is not: another process has moved what it held
     ├── RetryableError   passing: try again, after `retry_after` seconds if the other side said so
     ├── RejectedPost     this post cannot be labelled: keep it as a row with its reason, go on
     └── FatalError       this integration cannot go on; the others do
@@ -33,6 +34,10 @@ class BadFile(ConfigError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}; replace or remove this file, or go on without it with --skip-bad-files"
+
+
+class FileGone(ConfigError):
+    """A file of the lake that was listed and is not there any more."""
 
 
 class RetryableError(BackfillError):
@@ -71,6 +76,19 @@ _ADVICE = {
     errno.ENAMETOOLONG: "the path is too long; choose a shorter --data-dir",
 }
 
+# What the AWS SDK calls an error, in the text that pyarrow makes of it.
+_S3_ADVICE = {
+    "NO_SUCH_BUCKET": "there is no such bucket; create it, or correct the s3:// address",
+    "ACCESS_DENIED": "S3 denies access; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
+    "INVALID_ACCESS_KEY_ID": "S3 does not know the key; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "SIGNATURE_DOES_NOT_MATCH": "S3 refuses the key; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "NETWORK_CONNECTION": "S3 cannot be reached; check AWS_ENDPOINT_URL and the network, then run the same again",
+    "SLOW_DOWN": "S3 does not answer (it asks to slow down); run the same command again later",
+    "SERVICE_UNAVAILABLE": "S3 does not answer; run the same command again later",
+    "HTTP status 40": "S3 denies access; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
+    "HTTP status 5": "S3 does not answer; run the same command again later",
+}
+
 
 def from_os_error(verb: str, path: str, error: OSError) -> ConfigError:
     """One sentence about a failed file operation: what was tried (`verb`), where, why, what to do."""
@@ -82,6 +100,12 @@ def os_error_reason(error: OSError) -> str:
     number = error.errno
     if number is None:
         number = next((code for code in _ADVICE if f"[errno {code}]" in str(error)), None)
+        if "AWS Error" in str(error):
+            return next((advice for name, advice in _S3_ADVICE.items() if name in str(error)), _first_line(error))
     if number in _ADVICE:
         return _ADVICE[number]
-    return error.strerror or str(error).splitlines()[0]
+    return error.strerror or _first_line(error)
+
+
+def _first_line(error: OSError) -> str:
+    return str(error).splitlines()[0]

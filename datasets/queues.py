@@ -1,7 +1,7 @@
 """Durable queues: Parquet segments in a folder, one writer at a time, any number of readers.
 
     queues/input/<integration>/<enqueued at>-<partition date>-<digest>.parquet     posts, one date a segment
-    queues/output/<integration>/<digest>.parquet                                   staged labels (datasets/labels.py)
+    queues/output/<integration>/<run>-<digest>.parquet                             staged labels (datasets/labels.py)
 
 Appending is a whole new segment; nothing is ever changed in place. A segment's name says all that
 selecting and clearing need, so neither reads a payload.
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal
 
 import pyarrow as pa
 
+from datasets.errors import FileGone
 from datasets.lake import Lake
 from datasets.schemas import PARTITION_DATE
 
@@ -66,8 +68,12 @@ def requeue(lake: Lake, integration: str, segment: str, posts: pa.Table | None) 
 
 
 def count(lake: Lake, kind: Kind, integration: str) -> int:
-    """Rows in a queue, from the footers of its segments."""
-    return sum(lake.num_rows(path) for path in lake.files(folder(kind, integration)))
+    """Rows in a queue, from the footers of its segments. One that is flushed meanwhile has none."""
+    rows = 0
+    for path in lake.files(folder(kind, integration)):
+        with suppress(FileGone):
+            rows += lake.num_rows(path)
+    return rows
 
 
 def clear(lake: Lake, kind: Kind, integration: str) -> int:

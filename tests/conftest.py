@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3_server import s3, s3_server  # noqa: F401 - fixtures
+
 
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:

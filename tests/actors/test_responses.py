@@ -101,7 +101,7 @@ def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_lake_on_s3_keeps_answers_on_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     one, other = store_path(Lake("s3://a/b"), NAME), store_path(Lake("s3://a/c"), NAME)
     assert one.startswith(str(tmp_path))
     assert one != other

@@ -123,16 +123,93 @@ def test_a_flush_killed_at_any_point_is_finished_by_recovery(tmp_path: Path, *, 
     assert points >= 5, "the loop must have killed something"
 
 
-def test_recovery_does_not_rewrite_label_files_from_a_part_of_their_segments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("done", [True, False])
+def test_recovery_does_not_rewrite_label_files_from_a_part_of_their_segments(tmp_path: Path, *, done: bool) -> None:
     lake = Lake(str(tmp_path))
     names = [stage(lake, rows([1, 2])), stage(lake, rows([3]))]
-    intent = {"staged": names, "file": "labels-run-1.parquet", "keep": False, "replace": False}
+    intent = {"staged": names, "file": "labels-run-1.parquet", "keep": False, "replace": False, "done": done}
     store.flush(lake, LABELS, names, "run-1")
     stage(lake, rows([1, 2]))  # as if its removal had not reached the disk, and the other's had
     lake.write_bytes(f"{LABELS.queue}/flush-run-1.json", json.dumps(intent).encode())
     store.recover(lake, LABELS)
     assert labelled(tmp_path) == expect((DAY, [1, 2, 3]))
+    adopt(lake)
+    assert labelled(tmp_path) == expect((DAY, [1, 2, 3]))
     assert queue_files(tmp_path) == []
+
+
+def adopt(lake: Lake, file: str = "run-9-1", *, keep: bool = False) -> None:
+    if staged := store.staged(lake, LABELS):
+        store.adopt(lake, LABELS, staged, file, keep=keep, ensure=lambda: None)
+
+
+def test_what_a_run_taken_for_dead_stages_late_is_not_labelled_twice(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    store.flush(lake, LABELS, [stage(lake, rows([1, 2]))], "r2-1-1")
+    stage(lake, rows([2, 3], label_model="late"))
+    stage(lake, rows([3, 4], label_model="later"))
+    adopt(lake)
+    assert labelled(tmp_path) == expect((DAY, [1, 2, 3, 4]))
+    assert queue_files(tmp_path) == []
+
+
+def test_a_flush_begun_late_by_a_run_taken_for_dead_is_finished_without_labelling_twice(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    late = stage(lake, rows([2, 3]))
+    store.flush(lake, LABELS, [stage(lake, rows([1, 2]))], "r2-1-1")
+    intent = {"staged": [late], "file": "labels-r1-1-1.parquet", "keep": False, "replace": False}
+    lake.write_bytes(f"{LABELS.queue}/flush-r1-1-1.json", json.dumps(intent).encode())
+    store.recover(lake, LABELS)
+    assert labelled(tmp_path) == expect((DAY, [1, 2, 3]))
+    assert queue_files(tmp_path) == []
+
+
+def test_labels_of_a_dead_retry_take_the_place_of_rejected_ones(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    store.flush(lake, LABELS, [stage(lake, rows([1, 2], was_successfully_labeled=False))], "r1-1-1")
+    stage(lake, rows([1]))
+    adopt(lake)
+    assert labelled(tmp_path) == expect((DAY, [1, 2]))
+    found = {row["uri"]: row["was_successfully_labeled"] for row in lake_labels(tmp_path, LABELS.integration)}
+    assert found == {make_uri(1): True, make_uri(2): False}
+
+
+def test_recovery_leaves_the_flushes_of_live_runs_alone(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    segment = stage(lake, rows([1]))
+    intent = {"staged": [segment], "file": "labels-20260101T000000-aa-1-1.parquet", "keep": False, "replace": False}
+    path = f"{LABELS.queue}/flush-20260101T000000-aa-1-1.json"
+    lake.write_bytes(path, json.dumps(intent).encode())
+    store.recover(lake, LABELS, {"20260101T000000-aa"})
+    assert (labelled(tmp_path), lake.exists(path)) == ([], True)
+    store.recover(lake, LABELS, {"20260101T000000-bb"})
+    assert (labelled(tmp_path), lake.exists(path)) == (expect((DAY, [1])), False)
+
+
+def test_a_writer_that_is_not_the_one_any_more_neither_writes_nor_removes(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    name = stage(lake, rows([1]))
+    for allowed in (0, 1):
+        calls = iter([None] * allowed)
+        with pytest.raises(StopIteration):
+            store.flush(lake, LABELS, [name], f"r1-1-{allowed}", ensure=lambda c=calls: next(c))
+        assert store.staged(lake, LABELS) == [name]
+    store.recover(lake, LABELS)
+    assert labelled(tmp_path) == expect((DAY, [1]))
+
+
+def test_a_segment_that_is_flushed_while_a_selection_looks_is_seen_in_the_lake(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    name = stage(lake, rows([1]))
+
+    class Racing(Lake):
+        def files(self, path: str, suffix: str = ".parquet") -> list[str]:
+            found = super().files(path, suffix)
+            if path == LABELS.queue and suffix == ".parquet" and lake.exists(f"{LABELS.queue}/{name}.parquet"):
+                store.flush(lake, LABELS, [name], "r1-1-1")
+            return found
+
+    assert store.labelled_uris(Racing(str(tmp_path)), LABELS)(DAY).to_pylist() == [make_uri(1)]
 
 
 def test_kept_segments_are_written_once(tmp_path: Path) -> None:
