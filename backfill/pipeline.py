@@ -20,6 +20,7 @@ from actors.responses import remove_store, shared_store
 from backfill.config import RunSettings
 from datasets.errors import BackfillError, FatalError
 from datasets.lake import Lake
+from datasets.locks import Dates
 from datasets.posts import Selection
 from datasets.source import eligible_posts
 
@@ -92,7 +93,7 @@ def _share(total: float, pools: int, each: float) -> int:
 
 
 def make_buffer(
-    lake: Lake, integration: Integration, run_id: str, database_url: str, policy: FlushPolicy
+    lake: Lake, integration: Integration, run_id: str, database_url: str, policy: FlushPolicy, dates: Dates
 ) -> ray.actor.ActorHandle[LabelBuffer]:
     """The buffer lives on the driver's node: where the lake is a folder, that is where the folder is sure to be.
 
@@ -104,7 +105,7 @@ def make_buffer(
     # One call more than batches on their way, so that `close` never waits behind them.
     options = {"num_cpus": 0, "max_concurrency": _UNACKNOWLEDGED + 1, "max_restarts": -1, "max_task_retries": -1}
     actor = ray.remote(LabelBuffer).options(scheduling_strategy=here, **options)
-    return actor.remote(lake, integration.name, run_id, database_url, policy)
+    return actor.remote(lake, integration.name, run_id, database_url, policy, dates)
 
 
 @dataclass
