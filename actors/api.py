@@ -25,6 +25,7 @@ from actors.remote import Api, Call, Limits, MalformedError, Remote
 from actors.responses import Claim, shared_store
 from actors.slots import Slots, shared_calls
 from datasets.errors import BackfillError, FatalError, RejectedPost, RetryableError
+from datasets.http_headers import retry_after_seconds
 from datasets.lake import Lake
 from datasets.queues import digest
 
@@ -364,23 +365,6 @@ class Clients:
         return httpx.AsyncClient(
             http2=False, verify=self._context, timeout=self._timeout, limits=self._limits, follow_redirects=False
         )
-
-
-def retry_after_seconds(value: str | None) -> float | None:
-    """Seconds from now in a Retry-After header, which has seconds or a date; None where it has neither."""
-    from datetime import UTC, datetime
-    from email.utils import parsedate_to_datetime
-
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
 
 
 def _fail(request: _Request, error: BackfillError) -> None:

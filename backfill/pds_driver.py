@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -47,6 +47,15 @@ class Tally:
     @property
     def users(self) -> int:
         return self.statuses.total()
+
+    def count(self, fetched: Iterable[RepoState]) -> None:
+        for repo in fetched:
+            self.statuses["ok"] += 1
+            self.records.update(repo.records)
+            self.skipped += sum(repo.skipped.values())
+            self.unreadable_dates += repo.unreadable_dates
+            self.malformed += repo.malformed
+            self.bytes += repo.bytes
 
 
 class Driver:
@@ -159,12 +168,7 @@ class Driver:
         self._writer.receipt(staged.receipt, staged.rows)
         for repo in staged.receipt.repos:
             del self._window[repo.did]
-            self.tally.statuses["ok"] += 1
-            self.tally.records.update(repo.records)
-            self.tally.skipped += sum(repo.skipped.values())
-            self.tally.unreadable_dates += repo.unreadable_dates
-            self.tally.malformed += repo.malformed
-            self.tally.bytes += repo.bytes
+        self.tally.count(staged.receipt.repos)
 
     def _go_on(self, steps: Steps, step: Job | Done) -> list[Job]:
         if isinstance(step, Done):

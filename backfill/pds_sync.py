@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -27,7 +28,8 @@ from datasets.database import Database, open_database
 from datasets.errors import ConfigError, from_os_error
 from datasets.lake import Lake
 from datasets.locks import Lock
-from datasets.pds_state import create_tables
+from datasets.pds_state import RepoState, create_tables
+from datasets.queues import digest
 from datasets.raw_records import flush, recover, staged
 from pds.addresses import origin_of
 from pds.errors import RejectedRepo
@@ -94,17 +96,17 @@ def sync(place: Workspace, options: SyncOptions, stream: TextIO) -> SyncResult:
     run_id = new_run_id()
     result = SyncResult(run_id, Tally())
     with ExitStack() as stack:
-        stack.enter_context(Lock(place.lake, LOCK, "run", run_id))
+        lock = stack.enter_context(Lock(place.lake, LOCK, "run", run_id))
         database = open_database(place.database_url)
         stack.callback(database.close)
         progress = SyncProgress(stream)
         stack.callback(progress.close)
-        _recover(place.lake, database, run_id, progress)
+        _recover(place.lake, database, run_id, lock, progress)
         source = EveryoneOn(host) if host else Given(read_users(options.dids, options.dids_file))
         trusted = [origin for origin in (plc_url, host) if origin]
         owners = _start_owners(place, options, trusted, run_id, stack)
         writer = Writer(
-            place.lake, database, run_id, options.settings,
+            place.lake, database, run_id, lock, options.settings,
             lambda users: progress.say(f"writing the records of {users:,} users"),
         )  # fmt: skip
         wanted = covering(options.record_types, options.start, options.end)
@@ -115,8 +117,12 @@ def sync(place: Workspace, options: SyncOptions, stream: TextIO) -> SyncResult:
         except KeyboardInterrupt:
             result.interrupted = True
             progress.say("stopping; what is fetched is being saved")
+            owners.close()
         writer.save()
         writer.flush()
+        if result.interrupted:
+            # What the owners had not told of yet.
+            result.tally.count(_flush_staged(place.lake, database, f"{run_id}-last", lock))
     result.seconds = time.monotonic() - started
     return result
 
@@ -139,14 +145,17 @@ def make_lake(lake: Lake) -> None:
     lake.check()
 
 
-def _recover(lake: Lake, database: Database, run_id: str, progress: SyncProgress) -> None:
+def _recover(lake: Lake, database: Database, run_id: str, lock: Lock, progress: SyncProgress) -> None:
     """Takes up what a killed run has left: an unfinished flush, and what it had staged."""
     create_tables(database)
-    recover(lake, database)
-    if receipts := staged(lake):
-        users = sum(len(receipt.repos) for receipt in receipts)
-        progress.say(f"writing the records of {users:,} users, which an earlier run has fetched")
-        flush(lake, database, receipts, f"{run_id}-0")
+    recover(lake, database, lock.ensure)
+    if repos := _flush_staged(lake, database, f"{run_id}-0", lock):
+        progress.say(f"wrote the records of {len(repos):,} users, which an earlier run had fetched")
+
+
+def _flush_staged(lake: Lake, database: Database, batch: str, lock: Lock) -> Sequence[RepoState]:
+    receipts = staged(lake)
+    return flush(lake, database, receipts, batch, lock.ensure) if receipts else ()
 
 
 def _start_owners(place: Workspace, options: SyncOptions, trusted: list[str], run_id: str, stack: ExitStack) -> Owners:
@@ -161,8 +170,10 @@ def _start_owners(place: Workspace, options: SyncOptions, trusted: list[str], ru
 
 def _spool(lake: Lake, run_id: str) -> str:
     """A folder for downloads; those of killed runs are removed. The lock keeps other runs out."""
-    if not lake.is_local:
-        return os.path.join(tempfile.gettempdir(), f"label-backfill-{run_id}")
-    root = os.path.join(os.path.abspath(lake.root), _SPOOL)
+    if lake.is_local:
+        root = os.path.join(os.path.abspath(lake.root), _SPOOL)
+    else:
+        folder = os.path.join(tempfile.gettempdir(), f"label-backfill-{os.getuid()}")
+        root = os.path.join(folder, "spool", digest([lake.root]))
     shutil.rmtree(root, ignore_errors=True)
     return os.path.join(root, run_id)

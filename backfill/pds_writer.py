@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from datasets.database import Database
 from datasets.lake import Lake
+from datasets.locks import Lock
 from datasets.pds_state import Identity, RepoState, save_identities, save_repos
 from datasets.raw_records import Receipt, flush
 from pds.settings import PdsSettings
@@ -23,9 +24,16 @@ class Writer:
     """Of one run. `on_flush` is told how many repositories a flush is about."""
 
     def __init__(
-        self, lake: Lake, database: Database, run_id: str, settings: PdsSettings, on_flush: Callable[[int], None]
+        self,
+        lake: Lake,
+        database: Database,
+        run_id: str,
+        lock: Lock,
+        settings: PdsSettings,
+        on_flush: Callable[[int], None],
     ) -> None:
-        self._lake, self._database, self._run_id, self._settings = lake, database, run_id, settings
+        self._lake, self._database, self._run_id, self._lock = lake, database, run_id, lock
+        self._settings = settings
         self._on_flush = on_flush
         self._identities: list[Identity] = []
         self._states: list[RepoState] = []
@@ -72,6 +80,6 @@ class Writer:
         if self._receipts:
             self._on_flush(len(self.staged))
             self._batches += 1
-            flush(self._lake, self._database, self._receipts, f"{self._run_id}-{self._batches}")
+            flush(self._lake, self._database, self._receipts, f"{self._run_id}-{self._batches}", self._lock.ensure)
         self._receipts, self._rows = [], 0
         self.staged = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -49,9 +50,7 @@ _NETWORK = (
     click.option(
         "--host-qps",
         type=click.FloatRange(min=0, min_open=True),
-        default=PdsSettings.host_qps,
-        show_default=True,
-        help="Requests a second to each host, at the most.",
+        help=f"Requests a second to each host, at the most. [default: {PdsSettings.host_qps:g}]",
     ),
     click.option(
         "--allow-insecure-hosts",
@@ -90,15 +89,11 @@ def pds() -> None:
 @click.option(
     "--max-repo-mib",
     type=click.IntRange(min=1),
-    default=PdsSettings.max_repo_bytes // MIB,
-    show_default=True,
-    help="Larger repositories are not taken (MiB).",
+    help=f"Larger repositories are not taken (MiB). [default: {PdsSettings.max_repo_bytes // MIB}]",
 )
 @options.json_option
 @options.workspace_options
-def sync(
-    place: Workspace, as_json: bool, record_types: tuple[tuple[str, ...], ...], max_repo_mib: int, **given: Any
-) -> None:
+def sync(place: Workspace, as_json: bool, record_types: tuple[tuple[str, ...], ...], **given: Any) -> None:
     """Fetch users' repositories and write their records to the lake.
 
     Run it again after anything: what has not changed is not fetched, what has is replaced.
@@ -110,7 +105,7 @@ def sync(
     from backfill.pds_sync import sync as run_sync
 
     wanted = dict.fromkeys(name for group in record_types for name in group) or RECORD_TYPES
-    asked = _options(given, max_repo_bytes=max_repo_mib * MIB, record_types=tuple(wanted))
+    asked = _options(place, given, record_types=tuple(wanted))
     result = run_sync(place, asked, sys.stderr)
     click.echo(_summary(result), err=as_json)
     _show_left(result)
@@ -141,7 +136,7 @@ def resolve(place: Workspace, as_json: bool, **given: Any) -> None:
         else:
             click.echo("\t".join((one.did, one.host, one.handle or "-", one.key)))
 
-    left = run_resolve(place, _options(given), show)
+    left = run_resolve(place, _options(place, given), show)
     if as_json:
         click.echo(json.dumps({**found, "left": left}))
     sys.exit(EXIT_LEFT if left else 0)
@@ -169,10 +164,12 @@ def status(place: Workspace, as_json: bool) -> None:
     click.echo("\n\n".join(parts))
 
 
-def _options(given: dict[str, Any], max_repo_bytes: int = PdsSettings.max_repo_bytes, **more: Any) -> SyncOptions:
+def _options(place: Workspace, given: dict[str, Any], **more: Any) -> SyncOptions:
+    """A flag goes before the table `[pds]` of the config file."""
     from backfill.pds_sync import SyncOptions
 
-    settings = PdsSettings(host_qps=given["host_qps"], max_repo_bytes=max_repo_bytes)
+    flags = {"host_qps": given["host_qps"], "max_repo_bytes": (given.get("max_repo_mib") or 0) * MIB}
+    settings = replace(place.config.pds, **{name: value for name, value in flags.items() if value})
     return SyncOptions(
         dids=given["dids"],
         dids_file=given["dids_file"],

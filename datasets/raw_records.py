@@ -16,7 +16,7 @@ database can be lost and filled again from the manifests.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -100,8 +100,13 @@ def staged(lake: Lake) -> list[Receipt]:
     return whole
 
 
-def flush(lake: Lake, database: Database, receipts: Sequence[Receipt], batch: str) -> list[RepoState]:
-    """Moves staged repositories into the lake and the database; their rows of `pds_repos`. `batch` must be new."""
+def flush(
+    lake: Lake, database: Database, receipts: Sequence[Receipt], batch: str, ensure: Callable[[], None] = lambda: None
+) -> list[RepoState]:
+    """Moves staged repositories into the lake and the database; their rows of `pds_repos`. `batch` must be new.
+
+    `ensure` is called before what only the one writer may do, and raises where it is not that.
+    """
     latest: dict[str, tuple[str, str]] = {}
     for receipt in receipts:
         for repo in receipt.repos:
@@ -114,16 +119,17 @@ def flush(lake: Lake, database: Database, receipts: Sequence[Receipt], batch: st
         intent["receipts"][name].append(did)
         if did in before and before[did].batch:
             intent["replaced"].setdefault(before[did].batch, []).append(did)
+    ensure()
     lake.write_bytes(f"{STAGED}/flush-{batch}.json", json.dumps(intent).encode())
-    return _finish(lake, database, intent)
+    return _finish(lake, database, intent, ensure)
 
 
-def recover(lake: Lake, database: Database) -> None:
+def recover(lake: Lake, database: Database, ensure: Callable[[], None] = lambda: None) -> None:
     """Finishes flushes that were cut off, and makes the database agree with the manifests. For the only writer."""
     lake.sweep(STAGED)
     for path in lake.files(STAGED, ".json"):
         if "/flush-" in path:
-            _finish(lake, database, json.loads(lake.read_bytes(path)))
+            _finish(lake, database, json.loads(lake.read_bytes(path)), ensure)
     in_lake = {_stem(path) for path in lake.files(MANIFESTS, ".json")}
     known = batches(database)
     for batch in in_lake - known:
@@ -133,7 +139,7 @@ def recover(lake: Lake, database: Database) -> None:
         forget_batch(database, batch)
 
 
-def _finish(lake: Lake, database: Database, intent: Mapping[str, Any]) -> list[RepoState]:
+def _finish(lake: Lake, database: Database, intent: Mapping[str, Any], ensure: Callable[[], None]) -> list[RepoState]:
     batch = intent["batch"]
     paths = {name: f"{STAGED}/{name}.json" for name in intent["receipts"]}
     receipts = [_receipt(lake, path) for path in paths.values() if lake.exists(path)]
@@ -145,7 +151,9 @@ def _finish(lake: Lake, database: Database, intent: Mapping[str, Any]) -> list[R
         for number, rows in enumerate(_groups(lake, receipts, taken)):
             files += _write_files(lake, rows, f"pds-{batch}-{number}.parquet")
         for earlier, dids in intent["replaced"].items():
+            ensure()
             _take_out(lake, earlier, set(dids))
+        ensure()
         _write_manifest(lake, batch, _Manifest(files, repos))
         with database.transaction():
             save_repos(database, repos)

@@ -12,9 +12,8 @@ import math
 import random
 from collections import deque
 from collections.abc import Mapping
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 
+from datasets.http_headers import retry_after_seconds
 from pds.settings import PdsSettings
 
 # Documented: 3,000 requests in 5 minutes; no wait is longer than that and a tenth of it.
@@ -105,7 +104,7 @@ class Manners:
 
     def limited(self, now: float, headers: Mapping[str, str], epoch: float) -> None:
         """A 429. Those that were under way when the host began to rest say nothing new but when it may end."""
-        said = _retry_after(headers, epoch)
+        said = retry_after_seconds(headers.get("retry-after"), epoch)
         if said is None:
             said = _reset_in(headers, epoch)
         rest = min(said if said is not None else self._settings.limited_seconds, MAX_REST)
@@ -130,20 +129,6 @@ class Manners:
         self._rest_until = max(self._rest_until, now + seconds)
         self._errors = 0
         self._probing, self._probe_out = True, False
-
-
-def _retry_after(headers: Mapping[str, str], epoch: float) -> float | None:
-    """Seconds, from either form of the header."""
-    text = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(text)) if math.isfinite(float(text)) else None
-    except ValueError:
-        pass
-    try:
-        when = parsedate_to_datetime(text)
-        return max(0.0, (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() - epoch)
-    except (ValueError, OverflowError):
-        return None
 
 
 def _reset_in(headers: Mapping[str, str], epoch: float) -> float | None:

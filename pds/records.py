@@ -28,6 +28,8 @@ _TYPES = {
 _CHUNK_BYTES = 1 << 21
 # A repository may have any number of collections. This many are counted by name.
 _NAMED_COLLECTIONS = 50
+# The protocol allows the year 0, which is no date to what reads partitions.
+_FIRST_PARTITION = "0001-01-01"
 _CID_STARTS = (b"\x01\x71\x12\x20", b"\x01\x55\x12\x20")
 
 
@@ -91,7 +93,7 @@ def _chunk_rows(
         counts.unreadable_dates += day is None
         these = chosen.setdefault(kind, _Chosen())
         these.places.append(i)
-        these.days.append(day or today)
+        these.days.append(day if day and day >= _FIRST_PARTITION else today)
         these.values.append(value)
     for kind, these in chosen.items():
         counts.records[kind] += len(these.places)

@@ -10,7 +10,7 @@ PLC_DIRECTORY = "https://plc.directory"
 
 @dataclass(frozen=True)
 class PdsSettings:
-    """Per host: `host_qps` requests a second, `in_flight` requests at a time.
+    """The table `[pds]` of the config file. Per host: `host_qps` requests a second, `in_flight` requests at a time.
 
     A request that fails is tried `attempts` times, at first `retry_seconds` apart and then longer.
     A download may have `max_repo_bytes`, `request_seconds` of waiting for the host in all,

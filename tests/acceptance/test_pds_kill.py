@@ -17,7 +17,7 @@ from tests.pds.servers import Network, Pds, network
 from tests.pds.test_sync import lake_rows, states
 from tests.support import ROOT, cli_command, queue_files, run_cli
 
-USERS, HOSTS, KILLS = 45, 3, 6
+USERS, HOSTS, KILLS = 45, 3, 4
 SECONDS = 60
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from actors.api import ApiClassifier, connect_here, retry_after_seconds
+from actors.api import ApiClassifier, connect_here
 from actors.classifiers import perspective, sociopolitical
 from actors.integrations import Environment
 from actors.llm import ChatApi
@@ -174,20 +174,6 @@ def test_retry_after_is_honoured() -> None:
         assert all(isinstance(outcome, dict) for outcome in found)
         assert pauses
         assert time.monotonic() - started >= 1.0
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [(None, None), ("3", 3.0), ("0.5", 0.5), ("-1", 0.0), ("soon", None), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)],
-)
-def test_retry_after_may_be_seconds_or_a_date(value: str | None, seconds: float | None) -> None:
-    assert retry_after_seconds(value) == seconds
-
-
-def test_retry_after_as_a_date_ahead() -> None:
-    from email.utils import formatdate
-
-    assert retry_after_seconds(formatdate(time.time() + 30, usegmt=True)) == pytest.approx(30, abs=2)
 
 
 POSTS = [f"a story {n} about {'taxes' if n % 2 else 'cats'}" for n in range(37)]

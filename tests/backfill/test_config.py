@@ -10,6 +10,7 @@ import pytest
 
 from actors.integrations import integrations
 from backfill.config import RunSettings, load_config
+from pds.settings import PdsSettings
 from tests.support import ROOT
 
 EXAMPLE = ROOT / "backfill.example.toml"
@@ -24,7 +25,7 @@ def alternatives() -> list[str]:
 
 def test_what_is_set_in_the_example_is_the_default() -> None:
     config = load_config(str(EXAMPLE))
-    assert config.run == RunSettings()
+    assert (config.run, config.pds) == (RunSettings(), PdsSettings())
     assert set(config.integrations) == set(integrations())
     for name, integration in integrations().items():
         assert config.integrations[name] == integration.settings()
@@ -50,10 +51,12 @@ def test_each_alternative_is_valid_by_itself_and_changes_something(block: str, t
         assert set(outputs) <= set(integration.outputs)
 
 
-@pytest.mark.parametrize("name", ["run", *integrations()])
+@pytest.mark.parametrize("name", ["run", "pds", *integrations()])
 def test_every_setting_stands_in_the_example(name: str) -> None:
     """Those of local models and of LLMs stand in one table only."""
-    kind = RunSettings if name == "run" else integrations()[name].settings
-    named = set(re.findall(r"^#?(\w+) = |^#?\[integrations\.\w+\.(\w+)\]", EXAMPLE.read_text(encoding="utf-8"), re.M))
+    kind = {"run": RunSettings, "pds": PdsSettings}.get(name) or integrations()[name].settings
+    named = set(
+        re.findall(r"^#?(\w+) = |^#?\[integrations\.\w+\.(\w+)\]", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
+    )
     keys = {key for pair in named for key in pair if key}
     assert {field.name for field in dataclasses.fields(kind)} <= keys

@@ -1,4 +1,6 @@
-"""Mutations of CARs by the hundred thousand. `python -m tests.benchmarks.pds_fuzz [COUNT] [SEED]`
+"""Mutations of CARs by the hundred thousand: refused with a reason, or exactly right.
+
+`python -m tests.benchmarks.pds_fuzz [COUNT] [SEED]`
 
 Four fifths are mutations of the bytes of fixtures and made repositories, one fifth of repositories
 whose owner signs what he likes. Each is refused as `corrupt` with a reason, or has exactly the
@@ -58,7 +60,8 @@ def _try_hostile(name: str, data: bytes) -> None:
     try:
         read(data, make_did(1), Key.make().did_key)
     except RejectedRepo as error:
-        print(f"  {name} ({len(data):,} bytes): {error.reason[:60]}… after {time.monotonic() - before:.2f} s")
+        print(f"  {name} ({len(data):,} bytes): refused after {time.monotonic() - before:.2f} s")
+        print(f"    {error.reason[:76]}")
     else:
         raise AssertionError(f"{name} was accepted")
 

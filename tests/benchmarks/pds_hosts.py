@@ -1,4 +1,6 @@
-"""50 hosts, of which 15 are bad, next to the 35 good ones alone. `python -m tests.benchmarks.pds_hosts [USERS]`
+"""50 hosts, 15 of them bad: whether the 35 good ones finish as if they were alone.
+
+`python -m tests.benchmarks.pds_hosts [USERS]`
 
 5 hosts are dead, 5 answer 429 as HTML without headers, 5 trickle a byte a second. What is measured
 is when the last user of a good host was asked for, by the servers' clock. The waits for the bad

@@ -1,6 +1,8 @@
-"""Memory of decoding one large repository. `python -m tests.benchmarks.pds_memory [RECORDS …]`
+"""Memory of decoding one large repository, beyond that of a process with its imports.
 
-Each size in a process of its own: peak memory beyond that of the process with its imports.
+`python -m tests.benchmarks.pds_memory [RECORDS …]`
+
+Each size in a process of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ _WORDS = "a post of ordinary length about elections and gardening, as long as po
 
 
 def main() -> None:
+    print(f"{'records':>8} {'CAR, MiB':>8} {'memory, MiB':>11} {'times the CAR':>14} {'staged records/s':>16}")
     for records in [int(text) for text in sys.argv[1:]] or SIZES:
         with tempfile.TemporaryDirectory() as folder:
             ours, theirs = multiprocessing.Pipe()
@@ -33,8 +36,8 @@ def main() -> None:
             _in_a_process(_decode, theirs, path, Path(folder) / "lake")
             size, before, after, seconds, rows = ours.recv()
             print(
-                f"{rows:,} records, {size / 2**20:.0f} MiB: {(after - before) / 2**20:.0f} MiB of memory "
-                f"({(after - before) / size:.1f} times the CAR), {rows / seconds:,.0f} records/s into the lake's form"
+                f"{rows:8,} {size / 2**20:8.0f} {(after - before) / 2**20:11.0f} "
+                f"{(after - before) / size:14.1f} {rows / seconds:16,.0f}"
             )
 
 

@@ -1,4 +1,6 @@
-"""One host with 100 ms latency and 9 requests a second allowed. `python -m tests.benchmarks.pds_politeness [USERS]`
+"""How much of one host's allowance is used: 9 requests a second, 100 ms latency.
+
+`python -m tests.benchmarks.pds_politeness [USERS]`
 
 Identities are in the cache beforehand, so that the host's allowance is what there is to wait for.
 """

@@ -1,4 +1,6 @@
-"""Many small repositories: what a sync costs at so many users. `python -m tests.benchmarks.pds_scale [USERS …]`
+"""Many small repositories: users a second when all are new, none has changed, a tenth has.
+
+`python -m tests.benchmarks.pds_scale [USERS …]`
 
 First everyone is new, then nobody has changed, then a tenth has. Hosts on loopback without a limit
 worth the name: what is measured is ours. Peak memory is the driver's own.

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from backfill.config import workspace
 from cli.__main__ import main
+from cli.pds import _options
+from datasets.errors import ConfigError
 from tests.pds.repos import Key, make_did, make_repo, post, posts
 from tests.pds.servers import Network, Reply, network
 from tests.pds.test_sync import uris
-from tests.support import ROOT, cli_command, database_labels, run_cli
+from tests.support import ROOT, cli_command, database_labels
 
 
 @pytest.fixture
@@ -55,6 +58,19 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path, argumen
     assert sentence in err
     assert err.startswith("error: ")
     assert not any(tmp_path.iterdir())
+
+
+def test_a_flag_goes_before_the_config_file(tmp_path: Path) -> None:
+    path = tmp_path / "backfill.toml"
+    path.write_text("[pds]\nhost_qps = 3\nin_flight = 2\nmax_repo_bytes = 5\n")
+    place = workspace(str(tmp_path), None, None, str(path), debug=False)
+    given = {"dids": (), "dids_file": None, "plc_url": "", "allow_insecure_hosts": False, "host_qps": None}
+    settings = _options(place, {**given, "max_repo_mib": 1}).settings
+    assert (settings.host_qps, settings.in_flight, settings.max_repo_bytes) == (3, 2, 1 << 20)
+    assert _options(place, {**given, "host_qps": 4.0}).settings.host_qps == 4
+    path.write_text("[pds]\nhost_qps = 0\n")
+    with pytest.raises(ConfigError, match="host_qps must be more than 0"):
+        workspace(str(tmp_path), None, None, str(path), debug=False)
 
 
 @pytest.mark.parametrize(
@@ -141,10 +157,7 @@ def test_a_directory_that_is_down_leaves_everyone(
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_what_is_fetched_is_labelled(net: Network, tmp_path: Path) -> None:
-    """`pds sync`, `preprocess` and `run`, each a process of its own."""
-    import ray
-
+def test_what_is_fetched_is_labelled(net: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host = net.host()
     day = "2024-10-01"
     records: dict[str, Any] = {f"app.bsky.feed.post/p{n}": post(f"I love this, number {n}", day) for n in range(30)}
@@ -152,17 +165,16 @@ def test_what_is_fetched_is_labelled(net: Network, tmp_path: Path) -> None:
     records["app.bsky.feed.post/blank"] = post("  ", day)
     made = make_repo(make_did(1), records)
     net.add(made, host)
-    lake = ["--data-dir", str(tmp_path), "--ray-address", ray.get_runtime_context().gcs_address]
     dates = ["--start-date", day, "--end-date", day]
-    synced = run_cli("pds", "sync", "--did", made.did, *dates, *asking(net), *lake)
-    assert synced.returncode == 0, synced.stderr
-    assert "31 post, 1 reply" in synced.stdout
-    prepared = run_cli("preprocess", *lake)
-    assert prepared.returncode == 0, prepared.stderr
-    assert "31 new posts on 1 dates; of 32 raw posts, 0 were there already and 1 are blank" in prepared.stdout
-    labelled = run_cli("run", "-i", "v", "-r", "posts", *dates, "--json", *lake)
-    assert labelled.returncode == 0, labelled.stderr
-    [counts] = json.loads(labelled.stdout)["integrations"].values()
+    code, out, err = call(capsys, tmp_path, "pds", "sync", "--did", made.did, *dates, *asking(net))
+    assert code == 0, err
+    assert "31 post, 1 reply" in out
+    code, out, err = call(capsys, tmp_path, "preprocess")
+    assert code == 0, err
+    assert "31 new posts on 1 dates; of 32 raw posts, 0 were there already and 1 are blank" in out
+    code, out, err = call(capsys, tmp_path, "run", "-i", "v", "-r", "posts", *dates, "--json")
+    assert code == 0, err
+    [counts] = json.loads(out)["integrations"].values()
     assert (counts["eligible"], counts["labelled"]) == (31, 31)
     assert sorted(uri for uri, *_ in database_labels(tmp_path)) == [uri for uri in uris(tmp_path) if "blank" not in uri]
 

@@ -85,6 +85,15 @@ def test_a_record_whose_date_cannot_be_read_is_kept_under_the_day_of_the_sync(cr
     assert counts.unreadable_dates == 1
 
 
+def test_the_year_0_is_a_date_and_no_partition() -> None:
+    record = {**post("long ago"), "createdAt": "0000-01-01T00:00:00.000Z"}
+    [row], counts = made_rows({"app.bsky.feed.post/a": record})
+    assert (row["partition_date"], row["created_at"]) == ("2026-11-23", record["createdAt"])
+    assert counts.unreadable_dates == 0
+    found, _ = made_rows({"app.bsky.feed.post/a": record}, covering(RECORD_TYPES, "2024-10-01", None))
+    assert found == []
+
+
 def test_types_that_are_not_wanted_and_other_lexicons() -> None:
     records = {
         **posts(2),
