@@ -79,7 +79,8 @@ def share_out(
         if placement == "api":
             pools[name] = Pool(api_actors, 0.0)
         elif name in models:
-            share = min(float(settings[name].gpu), gpus / len(models))
+            # An actor's part must lie on one GPU: three models fit on two GPUs by halves, not by thirds of both.
+            share = min(float(settings[name].gpu), 1 / math.ceil(len(models) / gpus))
             pools[name] = Pool(_share(now.get("GPU", 0), len(models), share), _GPU_ACTOR_CPUS, share)
         else:
             size = _share(now.get("CPU", 0), len(local), threads[name])

@@ -37,6 +37,17 @@ def test_models_take_the_gpus_and_leave_the_cpus_to_the_others() -> None:
     assert 16 * found["v"].num_cpus + 2 * 0.25 <= 16
 
 
+@pytest.mark.parametrize("gpus", [1, 2, 3, 4, 8])
+def test_each_model_has_its_part_of_one_gpu_at_once(gpus: int) -> None:
+    found = pools({"CPU": 16.0, "GPU": float(gpus)}, s="model", i="model", g="model")
+    room = [1.0] * gpus
+    for pool in found.values():
+        assert 0 < pool.num_gpus <= 1
+        for _ in range(pool.min_size):
+            place = next(n for n, left in enumerate(room) if left >= pool.num_gpus - 1e-9)
+            room[place] -= pool.num_gpus
+
+
 def test_a_model_waits_for_a_gpu_that_the_cluster_may_start() -> None:
     assert pools({}, {"CPU": 256.0, "GPU": 4.0}, s="model") == {"s": Pool(1, 0.25, 1.0)}
     assert pools({"CPU": 16.0}, {"CPU": 256.0, "GPU": 0.0}, s="model") == {"s": Pool(1, 1.0)}
