@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,8 +42,9 @@ def s3_endpoint() -> Iterator[Endpoint]:
     with tempfile.TemporaryDirectory() as folder:
         switch = Path(folder) / "down"
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.s3_server", str(port), str(switch)], cwd=ROOT, stderr=subprocess.DEVNULL
-        )
+            [sys.executable, "-m", "tests.s3_server", str(port), str(switch)],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
         environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "test",
@@ -51,22 +52,12 @@ def s3_endpoint() -> Iterator[Endpoint]:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
         try:
-            _wait_for(port, process)
+            assert process.stdout
+            assert process.stdout.readline() == b"ready\n", "the S3 endpoint ended"
             yield Endpoint(environment, switch)
         finally:
             process.kill()
-            process.wait()
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        assert process.poll() is None, "the S3 endpoint ended"
-        assert time.monotonic() < deadline, "the S3 endpoint does not answer"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
+            process.communicate()
 
 
 @pytest.fixture(scope="session")
@@ -105,13 +96,12 @@ def _serve(port: int, switch: Path) -> None:
             pass
 
     server = make_server("127.0.0.1", port, app, threaded=True, request_handler=Quiet)
-    import threading
-
     threading.Thread(target=server.serve_forever).start()
     boto3.client(
         "s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1", aws_access_key_id="test",
         aws_secret_access_key="test",
     ).create_bucket(Bucket=BUCKET)  # fmt: skip
+    print("ready", flush=True)
 
 
 if __name__ == "__main__":

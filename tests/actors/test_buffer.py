@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -83,6 +84,32 @@ def test_it_flushes_by_age(lake_dir: Path) -> None:
     opened.stage(batch(range(5)))
     wait_for_flush(lake_dir)
     opened.close()
+
+
+class SlowLake(Lake):
+    """A disk on which a label file takes its time."""
+
+    def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
+        if path.startswith(VALENCE):
+            time.sleep(0.1)
+        super().write_bytes(path, data)
+
+
+def test_a_slow_disk_holds_up_those_who_stage(lake_dir: Path) -> None:
+    url = f"sqlite:///{lake_dir}/backfill.db"
+    opened = LabelBuffer(SlowLake(str(lake_dir)), VALENCE, "run-1", url, FlushPolicy(rows=10))
+    most: list[int] = []
+
+    def stage(start: int) -> None:
+        opened.stage(batch(range(start, start + 5)))
+        most.append(sum(dict(opened._rows).values()))
+
+    with ThreadPoolExecutor(4) as callers:
+        list(callers.map(stage, range(0, 400, 5)))
+    opened.close()
+    assert max(most) <= 5 * 10 + 4 * 5, "five flushes' worth, and what the four were at"
+    assert max(most) > 20, "the disk was not slow"
+    assert_labelled_once(lake_dir, uris(range(400)))
 
 
 def test_rejected_rows_are_kept_and_passing_failures_are_not(lake_dir: Path) -> None:
