@@ -83,7 +83,7 @@ _S3_ADVICE = {
     "INVALID_ACCESS_KEY_ID": "S3 does not know the key; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "SIGNATURE_DOES_NOT_MATCH": "S3 refuses the key; check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "NETWORK_CONNECTION": "S3 cannot be reached; check AWS_ENDPOINT_URL and the network, then run the same again",
-    "SLOW_DOWN": "S3 does not answer (it asks to slow down); run the same command again later",
+    "SLOW_DOWN": "S3 asks to slow down; run the same command again later",
     "SERVICE_UNAVAILABLE": "S3 does not answer; run the same command again later",
     "HTTP status 40": "S3 denies access; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy",
     "HTTP status 5": "S3 does not answer; run the same command again later",

@@ -22,10 +22,17 @@ _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</M
 
 @dataclass(frozen=True)
 class Endpoint:
-    """`environment` is what a client needs; while the file `switch` exists every answer is 503."""
+    """`environment` is what a client needs; while the file `switch` exists every answer is 503.
+
+    While `parts` exists, only parts of an upload after the first are answered so.
+    """
 
     environment: dict[str, str]
     switch: Path
+
+    @property
+    def parts(self) -> Path:
+        return self.switch.with_name("parts")
 
     @contextmanager
     def down(self) -> Iterator[None]:
@@ -82,7 +89,8 @@ def _serve(port: int, switch: Path) -> None:
     moto = DomainDispatcherApplication(create_backend_app)
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if switch.exists():
+        later_part = "partNumber=2" in environ["QUERY_STRING"] and switch.with_name("parts").exists()
+        if later_part or switch.exists():
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
             return [_SLOW_DOWN]

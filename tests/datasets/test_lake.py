@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +13,8 @@ import pytest
 
 from datasets import errors
 from datasets.lake import Lake, partition_date
-from tests.support import DAY, post, write_posts
+from tests.s3_server import BUCKET, Endpoint
+from tests.support import DAY, ROOT, post, write_posts
 
 URI_TEXT = pa.schema([("uri", pa.string()), ("text", pa.string())])
 
@@ -165,3 +169,77 @@ def test_an_unknown_scheme_is_refused() -> None:
 def test_errors_cross_process_borders(error: errors.BackfillError) -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+CUT = """
+import gc, os, sys
+from datasets.errors import ConfigError
+from datasets.lake import Lake
+try:
+    Lake(sys.argv[1], patient=False).write_bytes("big", b"x" * 25_000_000)
+except ConfigError as error:
+    print(error)
+os.unlink(sys.argv[2])
+gc.collect()
+"""
+
+
+def test_an_upload_that_fails_half_way_leaves_no_object(s3: Endpoint, tmp_path: Path) -> None:
+    lake = Lake(f"s3://{BUCKET}/{tmp_path.name}")
+    s3.parts.touch()
+    command = [sys.executable, "-c", CUT, lake.root, str(s3.parts)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"cannot write {lake.root}/big: S3 asks to slow down; run the same command again later\n"
+    assert not lake.exists("big")
+    lake.write_bytes("big", b"x" * 25_000_000)
+    assert len(lake.read_bytes("big")) == 25_000_000
+
+
+@pytest.mark.usefixtures("s3")
+def test_s3_lists_reads_and_deletes_as_a_folder_does(tmp_path: Path) -> None:
+    lake, folder = Lake(f"s3://{BUCKET}/{tmp_path.name} x"), Lake(str(tmp_path))
+    table = pa.table({"uri": ["a", "b"], "text": ["x", None]}, schema=URI_TEXT)
+    names = ("d/cache/partition_date=2024-10-01/f", "d/active/partition_date=2024-10-01/g", "d/cache/x/h", "d/cache/_i")
+    for one in (lake, folder):
+        one.check()
+        for name in names:
+            one.write_parquet(f"{name}.parquet", table)
+        one.write_bytes("d/cache/partition_date=2024-10-01/.hidden.parquet", b"")
+        one.write_bytes("d/cache/partition_date=2024-10-03/f.json", b"{}")
+        one.delete("nothing")
+    for look in (
+        lambda one: one.partitions("d"),
+        lambda one: one.partitions("d", "2024-10-02"),
+        lambda one: one.partitions("none"),
+        lambda one: one.folders("d/cache"),
+        lambda one: one.files("d/cache/partition_date=2024-10-01"),
+        lambda one: one.files("d/cache/partition_date=2024-10-03", ".json"),
+        lambda one: read(one, f"{names[0]}.parquet"),
+        lambda one: one.num_rows(f"{names[0]}.parquet"),
+    ):
+        assert look(lake) == look(folder)
+    with pytest.raises(errors.FileGone):
+        lake.num_rows("d/none.parquet")
+    lake.write_bytes("d/no.parquet", b"no parquet")
+    with pytest.raises(errors.BadFile):
+        lake.num_rows("d/no.parquet")
+
+
+def test_a_bucket_that_is_not_there_and_an_endpoint_that_is_down_are_told_within_seconds(
+    s3: Endpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(errors.ConfigError, match="there is no such bucket"):
+        Lake("s3://no-such-bucket-here/lake").check()
+    started = time.monotonic()
+    with s3.down(), pytest.raises(errors.ConfigError, match="run the same command again later"):
+        Lake(f"s3://{BUCKET}/{tmp_path.name}").check()
+    assert time.monotonic() - started < 10
+
+
+def test_an_endpoint_that_is_down_is_no_fault_of_a_file(s3: Endpoint, tmp_path: Path) -> None:
+    """So that --skip-bad-files does not skip it."""
+    lake = Lake(f"s3://{BUCKET}/{tmp_path.name}", patient=False)
+    lake.write_parquet("f.parquet", pa.table({"uri": ["a"], "text": ["b"]}))
+    with s3.down(), pytest.raises(errors.ConfigError) as raised:
+        read(lake, "f.parquet")
+    assert not isinstance(raised.value, errors.BadFile)
