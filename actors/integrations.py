@@ -130,9 +130,9 @@ def integrations() -> dict[str, Integration]:
 
 
 def resolve(name: str) -> Integration:
-    """By name or alias. Raises ConfigError for any other."""
+    """By name, with or without its `ml_inference_`, or by alias. Raises ConfigError for any other."""
     for integration in _registry():
-        if name in (integration.name, integration.alias):
+        if name in (integration.name, integration.name.removeprefix("ml_inference_"), integration.alias):
             return integration
     known = ", ".join(f"{i.name} ({i.alias})" for i in _registry())
     raise ConfigError(f"there is no integration {name!r}; the integrations are {known}")
