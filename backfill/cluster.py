@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -30,7 +31,7 @@ def start_ray(address: str | None, *, debug: bool) -> bool:
 
     Raises ConfigError where it cannot be reached.
     """
-    _quieten_environment(debug)
+    _prepare_environment(debug)
     import ray
 
     if ray.is_initialized():
@@ -52,6 +53,7 @@ def start_ray(address: str | None, *, debug: bool) -> bool:
     # Two seconds of imports fit into the wait for Ray's processes.
     data = threading.Thread(target=importlib.import_module, args=("ray.data",), daemon=True)
     data.start()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
@@ -63,6 +65,9 @@ def start_ray(address: str | None, *, debug: bool) -> bool:
             "RAY_AUTH_TOKEN or ~/.ray/auth_token are as on the head, or leave --ray-address out to start Ray here"
         ) from error
     data.join()
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own way would end the process on the spot; ours saves what is labelled.
+        signal.signal(signal.SIGTERM, on_sigterm)
     _quieten_data(debug)
     return True
 
@@ -111,11 +116,13 @@ def _excludes() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def _quieten_environment(debug: bool) -> None:
+def _prepare_environment(debug: bool) -> None:
     """Has to come before the first import of ray, which reads these."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # From Ray 2.60's notice: workers with num_gpus=0 will keep CUDA_VISIBLE_DEVICES as it is.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # A thread that still works when Ray is shut down would start another.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     if not debug:
         os.environ.setdefault("RAY_LOG_TO_DRIVER_EVENT_LEVEL", "FATAL")
         warnings.filterwarnings("ignore", module=r"ray\..*")
