@@ -114,7 +114,8 @@ _WORKSPACE = {
     "database_url": click.option(
         "--database-url",
         metavar="URL",
-        help="sqlite:///PATH or postgresql://… [env BACKFILL_DATABASE_URL; default backfill.db in the data folder]",
+        help="sqlite:///PATH or postgresql://… [env BACKFILL_DATABASE_URL; default backfill.db in the data folder; "
+        "a lake on S3 needs one]",
     ),
     "ray_address": click.option(
         "--ray-address", metavar="ADDRESS", help="A running Ray. [env RAY_ADDRESS; default: start Ray here]"
