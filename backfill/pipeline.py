@@ -27,6 +27,8 @@ from datasets.source import eligible_posts
 # Batches on their way to the buffer. More would only hold blocks in memory: it writes one at a time.
 _UNACKNOWLEDGED = 4
 _READERS = 1
+# How long a run that is stopped waits for the blocks at work.
+_STOP_SECONDS = 3.0
 # Bytes that a pool's actor reserves. Where it reserves just what a read does, Ray makes one task of both: of all
 # blocks of a file, in one actor.
 _APART = 1
@@ -148,8 +150,12 @@ def label_posts(work: Labelling, on_receipt: Callable[[Receipt], None], stop: th
         memory=_APART,
     )
     waiting: list[ray.ObjectRef[Receipt]] = []
+    # The public iterator cannot be stopped while it waits for a block.
+    bundles, _, executor = labels._execute_to_iterator()  # noqa: SLF001
+    over = threading.Event()
+    threading.Thread(target=_end_when_stopped, args=(executor, stop, over), daemon=True).start()
     try:
-        for bundle in labels.iter_internal_ref_bundles():
+        for bundle in bundles:
             waiting += [work.buffer.stage.remote(entry.ref) for entry in bundle.blocks if entry.metadata.num_rows]
             waiting = _acknowledge(waiting, _UNACKNOWLEDGED - 1, on_receipt)
             if stop.is_set():
@@ -157,6 +163,18 @@ def label_posts(work: Labelling, on_receipt: Callable[[Receipt], None], stop: th
         _acknowledge(waiting, 0, on_receipt)
     except Exception as error:
         raise our_error(error) from error
+    finally:
+        over.set()
+        # Where it works on when Ray is shut down, Ray ends the process.
+        executor.shutdown(force=True)
+
+
+def _end_when_stopped(executor: Any, stop: threading.Event, over: threading.Event) -> None:
+    """Once stopped, the blocks that come in some seconds are still taken."""
+    while not (stop.wait(0.5) or over.is_set()):
+        pass
+    over.wait(_STOP_SECONDS)
+    executor.shutdown(force=True)
 
 
 def _block_rows(work: Labelling) -> int:

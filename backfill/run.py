@@ -29,7 +29,7 @@ from datasets.posts import Selection
 # Finds the posts of each integration: called once the integrations are locked and recovered.
 # It calls back as soon as it knows that there are some.
 Find = Callable[[Callable[[], None]], Mapping[str, Selection]]
-_STOP_SECONDS = 5.0
+_STOP_SECONDS = 15.0
 
 
 @dataclass
@@ -269,19 +269,27 @@ def _in_threads(
     progress: Progress,
 ) -> None:
     """One thread an integration: Datasets of one driver run side by side from threads."""
-    threads = [threading.Thread(target=label, args=(i,), name=i.name, daemon=True) for i in chosen]
-    for thread in threads:
-        thread.start()
+    over = {integration.name: threading.Event() for integration in chosen}
+
+    def work(integration: Integration) -> None:
+        try:
+            label(integration)
+        finally:
+            over[integration.name].set()
+
+    for integration in chosen:
+        threading.Thread(target=work, args=(integration,), name=integration.name, daemon=True).start()
     try:
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.2)
+        # Not `join`: after an interrupt in it, Python 3.11 takes a thread that still runs for ended.
+        for event in over.values():
+            while not event.wait(0.2):
+                pass
     except KeyboardInterrupt:
         result.interrupted = True
         stop.set()
         progress.say("stopping; what is labelled is being saved")
-        for thread in threads:
-            thread.join(_STOP_SECONDS)
+        for event in over.values():
+            event.wait(_STOP_SECONDS)
 
 
 def _counts(result: RunResult) -> dict[str, Any]:
