@@ -56,7 +56,8 @@ def train_head(
     output = output or f"heads/{chosen.name}.safetensors"
     report = train(chosen, labels, output, _trainable(place, chosen), test, seed)
     click.echo(table(["output", "measure", "value (95 % interval)"], report.rows))
-    click.echo(f'\nWritten: {output} and its card. Use it with heads = "{output}" under [integrations.{chosen.name}].')
+    click.echo(f"\nWritten, with a card beside it: {output}\nTo use it, set in backfill.toml:\n")
+    click.echo(f'[integrations.{chosen.name}]\nheads = "{output}"')
 
 
 def _trainable(place: Workspace, integration: Any) -> Any:

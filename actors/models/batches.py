@@ -16,7 +16,7 @@ import torch
 
 # Padded tokens of one forward pass: enough to fill the device, little enough to fit with any model
 # that runs there. Out of memory halves it.
-_GPU_TOKENS, _CPU_TOKENS = 32_768, 4_096
+_GPU_TOKENS, _CPU_TOKENS = 16_384, 2_048
 # Rows of one forward pass, whatever their length.
 _MAX_ROWS = 1024
 

