@@ -32,7 +32,7 @@ DAYS = [DAY, "2024-10-02", "2024-10-03"]
 POSTS_A_DAY = max(12_000, 2500 * KILLS)
 # One kill of so many comes while Ray starts or posts are looked for, the others once labels come.
 _EARLY = 5
-_START_SECONDS = 90.0
+_START_SECONDS = 300.0
 
 
 def command(root: Path, *more: str) -> list[str]:
