@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pyarrow as pa
@@ -184,3 +186,34 @@ def test_staged_rows_are_not_in_the_lake_yet(tmp_path: Path) -> None:
     stage(lake, LABELS, "batch", table.cast(staged_schema(LABELS.schema)))
     with closing(open_database(f"sqlite:///{tmp_path}/x.db")) as database:
         assert fill(lake, LABELS, database, ours_only=False) == 0
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_buffers_that_start_at_once_fill_the_same_tables(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    url = f"sqlite:///{tmp_path}/x.db" if kind == "sqlite" else request.getfixturevalue("postgres_url")
+    with closing(open_database(url)) as opened, opened.transaction():
+        for table in ("ml_inference_x", "runs", "label_files"):
+            opened.execute(f"DROP TABLE IF EXISTS {table}")
+    for n in range(8):
+        write_partition(tmp_path, "ml_inference_x", DAY, rows(range(n * 10, n * 10 + 10)).to_pylist(), f"labels-{n}")
+    together = Barrier(8)
+
+    def fill_at_once(_: int) -> int:
+        together.wait()
+        with closing(open_database(url)) as opened:
+            return fill(Lake(str(tmp_path)), LABELS, opened, ours_only=True)
+
+    with ThreadPoolExecutor(8) as threads:
+        loaded = list(threads.map(fill_at_once, range(8)))
+    assert max(loaded) == 80
+    with closing(open_database(url)) as opened:
+        assert db.label_count(opened, "ml_inference_x") == 80
+        assert missing_files(Lake(str(tmp_path)), LABELS, opened, ours_only=True) == []
+
+
+def test_a_lake_on_s3_is_told_to_bring_a_database() -> None:
+    with pytest.raises(ConfigError, match="set --database-url or BACKFILL_DATABASE_URL"):
+        open_database("")
+    assert not db.is_there("")
