@@ -99,7 +99,8 @@ class LabelBuffer:
         if not len(known):
             return receipt
         revision = str(rows["label_model_revision"][0])
-        batch = store.batch_name(self._labels.integration, revision, known["uri"].to_pylist())
+        # Named by all posts: after the death of a node a block may come again, with answers that had failed before.
+        batch = store.batch_name(self._labels.integration, revision, rows["uri"].to_pylist())
         name = store.segment_name(self._run_id, batch)
         with self._changed:
             lock = self._open()

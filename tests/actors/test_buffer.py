@@ -60,6 +60,15 @@ def test_the_same_batch_twice_is_one(lake_dir: Path) -> None:
     assert_labelled_once(lake_dir, uris(range(5)))
 
 
+def test_a_batch_made_again_with_fewer_failures_makes_no_second_row(lake_dir: Path) -> None:
+    first = pa.concat_tables([batch(range(3)), batch(range(3, 5), RetryableError("busy", kind="http_503"))])
+    opened = buffer(lake_dir)
+    opened.stage(first)
+    opened.stage(batch(range(5)))
+    opened.close()
+    assert_labelled_once(lake_dir, uris(range(3)))
+
+
 def wait_for_flush(root: Path) -> None:
     deadline = time.monotonic() + 20
     while queue_files(root):
