@@ -238,8 +238,10 @@ def _load(source: str, revision: str | None, kind: str, device: Device) -> tuple
     transformers.utils.logging.disable_progress_bar()
     folder = Path(source)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
-        network = getattr(transformers, kind).from_pretrained(source, revision=revision, dtype=device.dtype)
+        # Of a hub's model first what a branch or tag points to: then nothing changes between two files.
+        commit = None if folder.is_dir() else _commit(source, revision)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=commit)
+        network = getattr(transformers, kind).from_pretrained(source, revision=commit, dtype=device.dtype)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = f"the folder {source}" if folder.is_dir() else f"{source}{f' at {revision}' if revision else ''}"
@@ -247,8 +249,14 @@ def _load(source: str, revision: str | None, kind: str, device: Device) -> tuple
             f"the model {where} cannot be loaded ({reason}); check model and revision in backfill.toml, and that the "
             "hub can be reached or the folder is complete"
         ) from error
-    resolved = getattr(network.config, "_commit_hash", None) or (_weights_sha256(source) or "")[:12]
-    return tokenizer, network.eval().to(device.device), resolved or revision or "unknown"
+    return tokenizer, network.eval().to(device.device), commit or (_weights_sha256(source) or "unknown")[:12]
+
+
+def _commit(source: str, revision: str | None) -> str:
+    """The cache of the hub keeps a commit's files in a folder of its name."""
+    from transformers.utils import cached_file
+
+    return Path(cached_file(source, "config.json", revision=revision)).parent.name
 
 
 def _weights_sha256(source: str) -> str | None:
