@@ -34,11 +34,12 @@ on posts of Bluesky. """
 _NOTES = {
     "s": """\
 TweetEval's stance tweets only teach that their subjects are political, and the lean that usually goes with a stance;
-leans are the weakest output.""",
+its tweets of joy, optimism and sadness stand for what is not political, which a few of them are. Leans are the weakest
+output.""",
     "i": """\
-Of the tweets, TweetEval's emotion teaches only that they are emotional. The outputs intergroup and moral rest on the
-examples alone.""",
-    "g": "Hateful tweets against immigrants and women count as intergroup.",
+TweetEval's emotion and its neutral sentiment teach only which tweets are emotional. The outputs intergroup and moral
+rest on the examples alone.""",
+    "g": """Hateful tweets against immigrants and women count as intergroup, tweets of joy, optimism and sadness do not.""",
     "p": """\
 Scores imitate the Perspective API's by a language model's judgement and by TweetEval's offensive and hate labels; they
 are not its scores. severe_toxic, threat and sexually_explicit have few examples. English only.""",
@@ -113,6 +114,7 @@ def _sociopolitical(root: Path) -> Iterator[dict[str, Any]]:
         for text, stance in _tweets(root, f"stance/{subject}", ("train", "val", "test")):
             labels = {"is_sociopolitical": True, "political_ideology_label": leans.get(stance)}
             yield _help(text, "stance", 0.15, labels)
+    yield from (_help(text, "emotion", 0.15, {"is_sociopolitical": False}) for text in _personal_tweets(root))
 
 
 def _ime(root: Path) -> Iterator[dict[str, Any]]:
@@ -120,6 +122,9 @@ def _ime(root: Path) -> Iterator[dict[str, Any]]:
     for text, label in _tweets(root, "emotion"):
         if label != "2":  # optimism is often a slogan without a feeling
             yield _help(text, "emotion", 0.1, {"emotion": 1, "intergroup": None, "moral": None})
+    for text, label in _tweets(root, "sentiment", ("val",)):
+        if label == "1":
+            yield _help(text, "sentiment (neutral)", 0.35, {"emotion": 0, "intergroup": None, "moral": None})
 
 
 def _intergroup(root: Path) -> Iterator[dict[str, Any]]:
@@ -127,6 +132,12 @@ def _intergroup(root: Path) -> Iterator[dict[str, Any]]:
     for text, label in _tweets(root, "hate"):
         if label == "1":
             yield _help(text, "hate", 0.03, {"label": 1})
+    yield from (_help(text, "emotion", 0.06, {"label": 0}) for text in _personal_tweets(root))
+
+
+def _personal_tweets(root: Path) -> Iterator[str]:
+    """Of joy, optimism and sadness. Without them a head would learn that whatever is written as a tweet is political."""
+    return (text for text, label in _tweets(root, "emotion") if label != "0")
 
 
 def _toxicity(root: Path) -> Iterator[dict[str, Any]]:
