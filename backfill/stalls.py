@@ -23,7 +23,8 @@ def why_waiting(*, api: bool) -> str:
 def explain(actors: list[dict[str, Any]], free: dict[str, float], *, api: bool) -> str:
     """`actors` are rows of Ray's actor table, `free` the resources that nobody has reserved."""
     starting = [actor for actor in actors if actor["State"] in _BEFORE_WORK]
-    homeless = [actor for actor in starting if not actor["Address"]["NodeID"].strip("f")]
+    # A place is a process that a node has set aside; its address is known from then on.
+    homeless = [actor for actor in starting if not actor["Address"]["IPAddress"]]
     restarted = sum(int(actor["NumRestarts"]) for actor in actors)
     if homeless:
         left = " and ".join(f"{amount:g} {name}" for name, amount in free.items())

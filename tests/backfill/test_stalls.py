@@ -11,15 +11,15 @@ from backfill.progress import Progress, Tally
 from backfill.stalls import explain
 
 
-def actor(state: str, *, node: str = "ab12", restarts: int = 0) -> dict[str, Any]:
-    return {"State": state, "Address": {"NodeID": node}, "NumRestarts": restarts}
+def actor(state: str, *, address: str = "192.0.2.1", restarts: int = 0) -> dict[str, Any]:
+    return {"State": state, "Address": {"IPAddress": address}, "NumRestarts": restarts}
 
 
 @pytest.mark.parametrize(
     ("actors", "api", "sentence"),
     [
-        ([actor("PENDING_CREATION", node="ff" * 28)], False, "1 of its actors wait for a place"),
-        ([actor("DEPENDENCIES_UNREADY", node=""), actor("ALIVE")], False, "which has 0.5 CPU and 0 GPU free"),
+        ([actor("PENDING_CREATION", address="")], False, "1 of its actors wait for a place"),
+        ([actor("DEPENDENCIES_UNREADY", address=""), actor("ALIVE")], False, "which has 0.5 CPU and 0 GPU free"),
         ([actor("PENDING_CREATION"), actor("ALIVE")], False, "1 of the run's actors are still loading their models"),
         ([actor("ALIVE", restarts=3)], False, "died 3 times"),
         ([actor("ALIVE")], True, "the API does not answer, or has asked for a pause"),
