@@ -48,8 +48,8 @@ _OTHERS = ("", "other reasons")
 
 
 def pds_status(place: Workspace) -> PdsStatus:
-    """Raises ConfigError where there is no database yet."""
-    if not is_there(place.database_url):
+    """Raises ConfigError where there is no database yet, or none is named."""
+    if place.database_url and not is_there(place.database_url):
         raise ConfigError(f"there is no database {redact(place.database_url)} yet; run `pds sync` first")
     database = open_database(place.database_url)
     found = PdsStatus()
