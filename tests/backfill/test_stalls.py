@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import io
-import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,15 +31,24 @@ def test_a_wait_is_explained_by_what_can_be_seen(actors: list[dict[str, Any]], a
 
 
 def test_only_what_stalls_is_said_and_not_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "_STALL_SECONDS", 0.3)
-    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.02)
-    moving, still, over = Tally(eligible=1000), Tally(eligible=10, labelled=1), Tally(eligible=10, seconds=1.0)
+    now = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    moving, still, over = Tally(eligible=10**6), Tally(eligible=10, labelled=1), Tally(eligible=10, seconds=1.0)
     stream = io.StringIO()
-    with Progress(stream, {"moving": moving, "still": still, "over": over}) as shown:
-        shown.watch(lambda name: f"because of {name}")
-        for _ in range(50):
-            moving.labelled += 1
-            time.sleep(0.02)
-    lines = [line for line in stream.getvalue().splitlines() if "nothing labelled" in line]
-    assert 1 <= len(lines) <= 2, "after a while, and again after twice the time"
-    assert all(line.startswith("still: ") and line.endswith("because of still") for line in lines)
+    shown = Progress(stream, {"moving": moving, "still": still, "over": over})
+    now[0] = 900.0
+    shown._say_what_stalls()  # while posts are selected, nothing is expected
+    shown.watch(lambda name: f"because of {name}")
+    for second in range(900, 1500):
+        now[0] = float(second)
+        moving.labelled += 1
+        if second == 1300:
+            still.retryable["http_503"] += 1
+        shown._say_what_stalls()
+    assert stream.getvalue().splitlines() == [
+        "still: nothing labelled for 1 min 0 s: because of still",
+        "still: nothing labelled for 2 min 0 s: because of still",
+        "still: nothing labelled for 4 min 0 s: because of still",
+        "still: nothing labelled for 1 min 0 s: because of still",
+        "still: nothing labelled for 2 min 0 s: because of still",
+    ]
