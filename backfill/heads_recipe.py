@@ -39,7 +39,8 @@ output.""",
     "i": """\
 TweetEval's emotion and its neutral sentiment teach only which tweets are emotional. The outputs intergroup and moral
 rest on the examples alone.""",
-    "g": """Hateful tweets against immigrants and women count as intergroup, tweets of joy, optimism and sadness do not.""",
+    "g": """\
+Hateful tweets against immigrants and women count as intergroup, and tweets of joy, optimism and sadness do not.""",
     "p": """\
 Scores imitate the Perspective API's by a language model's judgement and by TweetEval's offensive and hate labels; they
 are not its scores. severe_toxic, threat and sexually_explicit have few examples. English only.""",
@@ -136,7 +137,7 @@ def _intergroup(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def _personal_tweets(root: Path) -> Iterator[str]:
-    """Of joy, optimism and sadness. Without them a head would learn that whatever is written as a tweet is political."""
+    """Of joy, optimism and sadness. Without them a head would learn that what sounds like a tweet is political."""
     return (text for text, label in _tweets(root, "emotion") if label != "0")
 
 
