@@ -68,9 +68,8 @@ def _report(name: str, stats: dict[str, Any]) -> None:
     first, last = stats["arrivals"][0] + 1, stats["arrivals"][-1] - 1
     steady = sum(first <= at < last for at in stats["arrivals"]) / (last - first)
     calls = stats["calls"] / len(stats["good"])
-    print(
-        f"{name:<22}{rate:>7.1f}{steady:>8.1f}{stats['most_in_a_second']:>13}{stats['faults'].get('quota', 0):>11}{calls:>14.3f}"
-    )
+    ours = stats["faults"].get("quota", 0)
+    print(f"{name:<22}{rate:>7.1f}{steady:>8.1f}{stats['most_in_a_second']:>13}{ours:>11}{calls:>14.3f}")
 
 
 if __name__ == "__main__":
