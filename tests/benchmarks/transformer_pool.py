@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -136,7 +136,8 @@ def bare(size: Size, config: Path, *, padded: bool = False) -> float:
     """Posts a second of all processes together, each on a part of the posts, started at once."""
     context = multiprocessing.get_context("spawn")
     gate, answers = context.Barrier(ACTORS), context.Queue()
-    arguments = [(config, size, number, padded, gate, answers) for number in range(ACTORS)]
+    known = replace(size, make=None)  # what makes the model cannot travel, and has made it
+    arguments = [(config, known, number, padded, gate, answers) for number in range(ACTORS)]
     processes = [context.Process(target=_bare, args=each) for each in arguments]
     for process in processes:
         process.start()
