@@ -82,6 +82,7 @@ def test_a_wrong_key_stops_that_integration_and_the_others_finish(lake_dir: Path
     assert lake_labels(lake_dir, PERSPECTIVE) == []
 
 
+@pytest.mark.long
 def test_a_missing_key_stops_only_its_integration(lake_dir: Path) -> None:
     lake(lake_dir, 50)
     result = run_cli(*options(lake_dir, "p", "v"))
@@ -90,6 +91,7 @@ def test_a_missing_key_stops_only_its_integration(lake_dir: Path) -> None:
     assert len(lake_labels(lake_dir, VALENCE)) == 50
 
 
+@pytest.mark.long
 def test_what_fails_for_a_passing_reason_is_left_with_exit_code_3(lake_dir: Path) -> None:
     lake(lake_dir, 20, f"[integrations.{PERSPECTIVE}]\nattempts = 2\n")
     with api_server(p503=0.5, seed=1) as api:
@@ -137,6 +139,7 @@ def test_a_killed_run_asks_again_only_what_was_on_its_way(lake_dir: Path) -> Non
     assert queue_files(lake_dir) == []
 
 
+@pytest.mark.long
 def test_two_runs_at_once_share_the_quota(tmp_path: Path) -> None:
     roots = [lake(tmp_path / name, 250, first=first) for name, first in (("one", 0), ("two", 250))]
     with api_server(latency=0.1, quota=50) as api, ThreadPoolExecutor() as threads:
@@ -149,6 +152,7 @@ def test_two_runs_at_once_share_the_quota(tmp_path: Path) -> None:
     assert set(stats["asked"].values()) == {1} or stats["faults"].get("quota")
 
 
+@pytest.mark.long
 def test_integrations_of_one_run_go_side_by_side(lake_dir: Path) -> None:
     """Perspective at 15 posts a second takes 20 s for 300, the LLM 10 s, valence less than one."""
     config = f'[integrations.{SOCIOPOLITICAL}]\nbackend = "llm"\nmodel = "test-model"\nposts_per_prompt = 10\n'

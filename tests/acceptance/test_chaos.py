@@ -40,7 +40,7 @@ def command(root: Path, *more: str) -> list[str]:
     return ["run", *options, "--config", str(root / "backfill.toml"), *more]
 
 
-@pytest.mark.parametrize("victim", ["driver", "driver and its Ray"])
+@pytest.mark.parametrize("victim", [pytest.param("driver", marks=pytest.mark.long), "driver and its Ray"])
 def test_sigkill_at_random_moments(lake_dir: Path, victim: str, request: pytest.FixtureRequest) -> None:
     more = () if victim == "driver and its Ray" else ("--ray-address", running_ray(request))
     uris = make_lake(lake_dir, POSTS_A_DAY, DAYS)

@@ -58,6 +58,7 @@ def start(cluster: Cluster, api: Api | None, *arguments: str) -> subprocess.Pope
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_node_a_worker_the_buffer_the_limiter_and_the_store_are_killed_in_one_run(tmp_path: Path) -> None:
     lake = tmp_path / "lake"
     uris = prepared(lake, POSTS)
@@ -88,6 +89,7 @@ def test_a_node_a_worker_the_buffer_the_limiter_and_the_store_are_killed_in_one_
     print(f"killed {killed}; {repeated} calls repeated, {stats['most_in_flight']} in flight at most")
 
 
+@pytest.mark.long
 def test_the_head_dies_and_the_same_command_completes_elsewhere(tmp_path: Path) -> None:
     lake = tmp_path / "lake"
     uris = prepared(lake, 3000)
@@ -138,6 +140,7 @@ def job(cluster: Cluster, verb: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_jobs_on_a_head_that_does_no_work(tmp_path: Path) -> None:
     """Submitted before there is a worker: labelled by nodes that come later, and stopped cleanly."""
     lake = tmp_path / "lake"
@@ -214,6 +217,7 @@ print(size_pools({"i": "model"}, {"i": ModelSettings()}, 1))
 """
 
 
+@pytest.mark.long
 def test_a_gpu_that_the_autoscaler_may_start_is_waited_for(one_node: Cluster) -> None:
     """What an autoscaler tells Ray of its configuration is told here by hand."""
     call = [sys.executable, "-c", _MAY_START_GPUS, one_node.address]
@@ -224,7 +228,7 @@ def test_a_gpu_that_the_autoscaler_may_start_is_waited_for(one_node: Cluster) ->
     assert after == "{'i': Pool(min_size=1, num_cpus=0.25, num_gpus=1.0)}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interrupt_saves_what_is_labelled_and_leaves_no_actor(
     one_node: Cluster, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -86,6 +86,7 @@ def test_posts_that_the_target_has_labelled_or_staged_keep_its_labels(tmp_path: 
     assert copy(one, two)[1][VALENCE]["rows"] == 0
 
 
+@pytest.mark.long
 def test_a_copy_killed_at_any_moment_goes_on_where_it_was(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     uris = fill(one, 150, 40)
@@ -154,6 +155,7 @@ def test_a_copy_that_reads_back_wrong_is_removed(tmp_path: Path, monkeypatch: py
     shutil.rmtree(two)
 
 
+@pytest.mark.long
 def test_an_s3_endpoint_that_is_down_for_a_while_holds_it_up_only(s3: Endpoint, tmp_path: Path) -> None:
     fill(tmp_path / "one", 20, 5)
     target = f"s3://{BUCKET}/{tmp_path.name}-slow"

@@ -55,6 +55,7 @@ def fill_up(root: Path, leave: int) -> Path:
     return ballast
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_here")
 def test_a_full_disk_stops_the_run_with_a_sentence_and_it_completes_after_space_is_made(disk: Path) -> None:
     """With little left there is no room to stage, with more none to flush or for the database."""

