@@ -150,12 +150,12 @@ def label_posts(work: Labelling, on_receipt: Callable[[Receipt], None], stop: th
         memory=_APART,
     )
     waiting: list[ray.ObjectRef[Receipt]] = []
-    # The public iterator cannot be stopped while it waits for a block.
-    bundles, _, executor = labels._execute_to_iterator()  # noqa: SLF001
+    # The public iterator cannot be stopped while it waits for a block, and waits for the first before it is there.
+    executor = labels._create_executor()  # noqa: SLF001
     over = threading.Event()
     threading.Thread(target=_end_when_stopped, args=(executor, stop, over), daemon=True).start()
     try:
-        for bundle in bundles:
+        for bundle in labels._build_bundle_iterator(executor):  # noqa: SLF001
             waiting += [work.buffer.stage.remote(entry.ref) for entry in bundle.blocks if entry.metadata.num_rows]
             waiting = _acknowledge(waiting, _UNACKNOWLEDGED - 1, on_receipt)
             if stop.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import threading
 import time
@@ -247,6 +248,8 @@ def _label_with_ray(
             pipeline.label_posts(works[integration.name], count, stop)
         except BackfillError as error:
             tally.error = str(error)
+        if tally.error:
+            gc.collect()  # the error and its causes name each other, and keep the actors, which others could use
         tally.seconds = time.monotonic() - started
 
     progress.watch(lambda name: why_waiting(api=works[name].is_api))

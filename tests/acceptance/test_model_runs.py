@@ -204,7 +204,7 @@ def test_a_run_that_waits_says_for_what_and_goes_on(lake_dir: Path, monkeypatch:
     uris = make_lake(lake_dir, 20)
     # Somebody else has all of the machine.
     holder = ray.remote(Holder).options(num_cpus=ray.cluster_resources()["CPU"]).remote()
-    ray.get(holder.here.remote())
+    ray.get(holder.here.remote(), timeout=60)
     stream = io.StringIO()
     place = workspace(str(lake_dir), None, None, None, debug=False)
     scope = Scope("posts", DAY, "2024-10-02")

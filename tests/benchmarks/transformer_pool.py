@@ -52,22 +52,41 @@ class Size:
     make: Callable[[], Any] | None = None
 
 
+def distilbert() -> Any:
+    return transformers.DistilBertConfig(num_labels=2)
+
+
+def deberta() -> Any:
+    return transformers.DebertaV2Config(
+        vocab_size=128_100,
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=3072,
+        relative_attention=True,
+        position_buckets=256,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        max_position_embeddings=512,
+        num_labels=2,
+    )
+
+
 SIZES = [
     Size(SMALL, 8192 if GPU else 1024, 60 if GPU else 24),
-    Size("DistilBERT", 8192 if GPU else 256, 60 if GPU else 24, lambda: transformers.DistilBertConfig(num_labels=2)),
+    Size("DistilBERT", 8192 if GPU else 256, 60 if GPU else 24, distilbert),
+    *([Size("DeBERTa-base", 8192, 30, deberta)] if GPU else []),
 ]
-if GPU:
-    SIZES.append(Size("DeBERTa-base", 8192, 30, lambda: transformers.DebertaV2Config(
-        vocab_size=128_100, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072,
-        relative_attention=True, position_buckets=256, norm_rel_ebd="layer_norm", share_att_key=True,
-        pos_att_type=["p2c", "c2p"], max_position_embeddings=512, num_labels=2,
-    )))  # fmt: skip
 
 
 def main() -> None:
     device = torch.cuda.get_device_name() if GPU else f"{ACTORS} processors, no GPU here"
     print(f"   {device}; {len(texts()):,} texts from {os.environ.get('BENCH_LAKE', 'the demo')}")
+    transformers.utils.logging.disable_progress_bar()
     for size in SIZES:
+        if len(sys.argv) > 1 and size.name not in sys.argv[1:]:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             measure(size, Path(folder))
 
@@ -178,4 +197,4 @@ def _bare(config: Path, size: Size, number: int, padded: bool, gate: Any, answer
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
