@@ -191,6 +191,7 @@ def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.mark.long
 def test_without_the_token_nobody_gets_in(one_node: Cluster, tmp_path: Path) -> None:
     prepared(tmp_path / "lake", 10)
     stranger = {key: value for key, value in one_node.environment.items() if not key.startswith("RAY_")}

@@ -65,6 +65,7 @@ def wait_for_labels(root: Path, integration: str, count: int) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_postgres_stopped_for_20_s_mid_run_loses_and_doubles_nothing(lake_dir: Path, postgres: Any) -> None:
     uris = make_lake(lake_dir, POSTS, [DAY])
     url = postgres.get_uri()
