@@ -14,10 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from actors.integrations import Environment
+from actors.integrations import Environment, Placement
+from actors.models.settings import ModelSettings
 from actors.remote import Call, Limits, MalformedError, Quota, Remote
 from datasets.errors import ConfigError, FatalError, RejectedPost
 
@@ -54,6 +55,17 @@ class LlmSettings:
     in_flight: int = 50
     timeout: float = 120.0
     attempts: int = 8
+
+
+@dataclass(frozen=True)
+class LocalOrLlmSettings(ModelSettings, LlmSettings):
+    """For an integration that a local model labels, or an LLM."""
+
+    backend: Literal["embedding-head", "transformer", "zero-shot", "llm"] = "embedding-head"
+
+
+def local_or_llm(settings: LocalOrLlmSettings) -> Placement:
+    return "api" if settings.backend == "llm" else "model"
 
 
 def chat_remote(

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from actors.integrations import Classifier, Environment, Integration, Placement
-from actors.llm import ENVIRONMENT, LlmSettings, chat_remote
-from actors.models.settings import ModelSettings, check_local, local_classifier
+from actors.integrations import Classifier, Environment, Integration
+from actors.llm import ENVIRONMENT, LocalOrLlmSettings, chat_remote, local_or_llm
+from actors.models.settings import check_local, local_classifier
 
 if TYPE_CHECKING:
     from actors.remote import Remote
 
 LEANS = ("left", "right", "moderate", "unclear")
 OUTPUTS = ("sociopolitical", *LEANS)
-
-
-@dataclass(frozen=True)
-class Settings(ModelSettings, LlmSettings):
-    backend: Literal["embedding-head", "transformer", "zero-shot", "llm"] = "embedding-head"
 
 
 def decide(scores: Mapping[str, float]) -> dict[str, Any]:
@@ -44,7 +38,7 @@ def targets(row: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
-def remote(settings: Settings, environment: Environment) -> Remote:
+def remote(settings: LocalOrLlmSettings, environment: Environment) -> Remote:
     properties = {
         "is_sociopolitical": {"type": "boolean"},
         "political_ideology_label": {"type": "string", "enum": list(LEANS)},
@@ -52,15 +46,11 @@ def remote(settings: Settings, environment: Environment) -> Remote:
     return chat_remote(settings, environment, "sociopolitical", properties, complete)
 
 
-def placement(settings: Settings) -> Placement:
-    return "api" if settings.backend == "llm" else "model"
-
-
-def load(settings: Settings) -> Classifier:
+def load(settings: LocalOrLlmSettings) -> Classifier:
     return local_classifier(settings.backend, settings, INTEGRATION.name, OUTPUTS, OUTPUTS[:1], decide)
 
 
-def check(settings: Settings) -> None:
+def check(settings: LocalOrLlmSettings) -> None:
     check_local(settings.backend, settings, INTEGRATION.name)
 
 
@@ -70,8 +60,8 @@ INTEGRATION = Integration(
     columns={"is_sociopolitical": "bool", "political_ideology_label": "string"},
     load=load,
     check=check,
-    settings=Settings,
-    placement=placement,
+    settings=LocalOrLlmSettings,
+    placement=local_or_llm,
     remote=remote,
     environment=ENVIRONMENT,
     outputs=OUTPUTS,

@@ -14,7 +14,7 @@ import pytest
 from actors.api import ApiClassifier, connect_here
 from actors.classifiers import perspective, sociopolitical
 from actors.integrations import Environment
-from actors.llm import ChatApi
+from actors.llm import ChatApi, LocalOrLlmSettings
 from actors.remote import MalformedError
 from datasets.errors import ConfigError, FatalError, RejectedPost, RetryableError
 from tests.api_server import KEY, Api, api_server, share
@@ -31,7 +31,7 @@ def ask_perspective(api: Api, **settings: Any) -> ApiClassifier:
 
 
 def ask_llm(api: Api, environment: dict[str, str] | None = None, **settings: Any) -> ApiClassifier:
-    chosen = sociopolitical.Settings(
+    chosen = LocalOrLlmSettings(
         **{"backend": "llm", "model": "test-model", "requests_per_minute": 30_000.0, **settings}
     )
     return connect_here(sociopolitical.remote(chosen, Environment({**api.environment, **(environment or {})})))
@@ -111,7 +111,7 @@ def test_a_missing_key_is_told_before_any_call() -> None:
     with pytest.raises(ConfigError, match="set PERSPECTIVE_API_KEY"):
         perspective.remote(perspective.Settings(), Environment())
     with pytest.raises(ConfigError, match="LLM_API_KEY"):
-        sociopolitical.remote(sociopolitical.Settings(backend="llm", model="m"), Environment())
+        sociopolitical.remote(LocalOrLlmSettings(backend="llm", model="m"), Environment())
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_refusing_endpoint_is_fatal_and_says_what_to_set(
 def test_tokens_are_counted() -> None:
     with api_server() as api:
         remote = sociopolitical.remote(
-            sociopolitical.Settings(backend="llm", model="test-model", price_in=1.0, price_out=2.0),
+            LocalOrLlmSettings(backend="llm", model="test-model", price_in=1.0, price_out=2.0),
             Environment(api.environment),
         )
         assert remote.prices == (1.0, 2.0)
