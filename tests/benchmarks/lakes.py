@@ -63,6 +63,11 @@ def make_posts(root: Path, count: int, *, days: int = 10, labelled: str | None =
     return dates[0], dates[-1]
 
 
+def options(folder: str, dates: tuple[str, str]) -> tuple[str, ...]:
+    """Of `run` and `plan`: valence over all that `make_posts` has made in `folder`."""
+    return ("-i", "v", "-r", "posts", "--start-date", dates[0], "--end-date", dates[1], "--data-dir", folder)
+
+
 def _labels(posts: pa.Table, integration: str) -> pa.Table:
     schema = resolve(integration).labels.schema
     return conform(posts.append_column("was_successfully_labeled", pa.array([True] * len(posts))), schema)

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks.lakes import command, make_posts
+from tests.benchmarks.lakes import command, make_posts, options
 
 FEW, MANY = 200_000, 2_000_000
 
@@ -16,21 +16,8 @@ def main() -> None:
     peaks = {}
     for posts in (few, many):
         with tempfile.TemporaryDirectory() as folder:
-            start, end = make_posts(Path(folder), posts, days=max(2, posts // 100_000))
-            run = command(
-                "run",
-                "-i",
-                "v",
-                "-r",
-                "posts",
-                "--start-date",
-                start,
-                "--end-date",
-                end,
-                "--data-dir",
-                folder,
-                memory=True,
-            )
+            dates = make_posts(Path(folder), posts, days=max(2, posts // 100_000))
+            run = command("run", *options(folder, dates), memory=True)
         peaks[posts] = run.peak
         print(f"{posts:,} posts: peak {run.peak / 2**30:.2f} GiB of all processes, {run.seconds:.0f} s")
     print(f"ratio {peaks[many] / peaks[few]:.2f} (target: at most 1.25)")

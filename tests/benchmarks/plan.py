@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks.lakes import command, make_posts
+from tests.benchmarks.lakes import command, make_posts, options
 from tests.support import VALENCE
 
 POSTS = 5_000_000
@@ -16,22 +16,8 @@ POSTS = 5_000_000
 def main() -> None:
     posts = int(sys.argv[1]) if len(sys.argv) > 1 else POSTS
     with tempfile.TemporaryDirectory() as folder:
-        start, end = make_posts(Path(folder), posts, days=50, labelled=VALENCE)
-        plan = command(
-            "plan",
-            "-i",
-            "v",
-            "-r",
-            "posts",
-            "--start-date",
-            start,
-            "--end-date",
-            end,
-            "--data-dir",
-            folder,
-            "--json",
-            memory=True,
-        )
+        dates = make_posts(Path(folder), posts, days=50, labelled=VALENCE)
+        plan = command("plan", *options(folder, dates), "--json", memory=True)
     total = json.loads(plan.stdout)["integrations"][VALENCE]["total"]
     print(f"{total:,} of {posts:,} posts to label: {plan.seconds:.1f} s, peak {plan.peak / 2**30:.2f} GiB (15 s, 2 GB)")
 

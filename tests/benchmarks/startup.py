@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from tests.benchmarks.lakes import command, make_posts
+from tests.benchmarks.lakes import command, make_posts, options
 from tests.support import ROOT, cli_command, cli_environment
 
 _ROUNDS = 5
@@ -51,8 +51,7 @@ def _ray() -> float:
 
 def _first_label() -> float:
     with tempfile.TemporaryDirectory() as folder:
-        start, end = make_posts(Path(folder), 100_000)
-        words = ("run", "-i", "v", "-r", "posts", "--start-date", start, "--end-date", end, "--data-dir", folder)
+        words = ("run", *options(folder, make_posts(Path(folder), 100_000)))
         started = time.perf_counter()
         process = subprocess.Popen(
             cli_command(*words), cwd=ROOT, env=cli_environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from tests.benchmarks.lakes import command, make_posts, texts
+from tests.benchmarks.lakes import command, make_posts, options, texts
 
 POSTS = 1_000_000
 _LOOP_SECONDS = 8.0
@@ -21,8 +21,7 @@ _LOOP_SECONDS = 8.0
 def main() -> None:
     posts = int(sys.argv[1]) if len(sys.argv) > 1 else POSTS
     with tempfile.TemporaryDirectory() as folder:
-        start, end = make_posts(Path(folder), posts)
-        where = ("-i", "v", "-r", "posts", "--start-date", start, "--end-date", end, "--data-dir", folder)
+        where = options(folder, make_posts(Path(folder), posts))
         before = bare_rate()
         run = command("run", *where)
         again = command("run", *where)
