@@ -1,16 +1,17 @@
 """The label buffer: the one writer of an integration's labels in a run.
 
 `stage` acknowledges a batch when it is durable; a thread flushes what is staged, by size or by age,
-to the lake and from there to the database. What is on disk is in datasets/labels.py; held here is
-only which batches wait. So the actor may die at any moment: its successor reads the disk and goes on.
+to the lake, and another loads what was flushed from there into the database. What is on disk is in
+datasets/labels.py; held here is only which batches and files wait. So the actor may die at any
+moment: its successor reads the disk and goes on.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -28,8 +29,8 @@ from datasets.mirror import fill, load
 _PREDECESSOR_SECONDS = 60.0
 # Another run may be taking up much that was staged.
 _RECOVERY_SECONDS = 600.0
-# Staging waits while this many flushes' worth of rows are staged, so that a slow disk or database
-# slows the classifiers down instead of filling the queue.
+# Staging waits while this many flushes' worth of rows are staged, and flushing while the files of so
+# many wait for the database: what is slow slows the classifiers down instead of filling the queue.
 _BACKLOG = 5
 # A connection that hangs holds a flush up for ten seconds. So not each of them tries again.
 _DATABASE_SECONDS = 30.0
@@ -82,12 +83,14 @@ class LabelBuffer:
         self._rows: dict[str, int] = {}  # staged batches that wait for a flush
         self._taken: set[str] = set()  # every batch of this run that is durable
         self._flushes = 0
+        self._unloaded: deque[list[str]] = deque()  # label files of each flush that wait for the database
+        self._flushed = False  # after the last flush
         self._oldest: float | None = None
         self._closing = False
         self._error: BackfillError | None = None
         self._behind: RetryableError | None = None
         self._try_again = 0.0
-        self._flusher = threading.Thread(target=self._flush_until_closed, name="flusher", daemon=True)
+        self._threads: list[threading.Thread] = []
 
     def stage(self, rows: pa.Table) -> Receipt:
         """Makes a batch durable. The same batch again (a retried call) changes nothing.
@@ -128,7 +131,8 @@ class LabelBuffer:
             lock = self._open()
             self._closing = True
             self._changed.notify_all()
-        self._flusher.join()
+        for thread in self._threads:
+            thread.join()
         lock.release()
         with self._changed:
             self._raise_error()
@@ -141,19 +145,23 @@ class LabelBuffer:
         lake, labels, policy = self._lake, self._labels, self._policy
         self._lock = Lock(lake, labels.integration, "buffer", self._run_id, _PREDECESSOR_SECONDS, self._dates)
         with Lock(lake, labels.integration, "recover", self._run_id, _RECOVERY_SECONDS) as recovery:
-            live = live_runs(lake, labels.integration) - {self._run_id}
+            live = live_runs(lake, labels.integration)
+            live.pop(self._run_id, None)
             store.recover(lake, labels, live)
             if not (policy.never or policy.keep):
                 store.drop_written(lake, labels)
             staged = store.staged(lake, labels)
             mine = [name for name in staged if store.run_of(name) == self._run_id]
-            left = [name for name in staged if store.run_of(name) not in live | {self._run_id}]
+            left = store.left_by_dead(lake, labels, [name for name in staged if name not in mine], live)
             for names in [] if policy.never else self._chunks(self._count(left)):
                 store.adopt(lake, labels, names, self._next_name(), keep=policy.keep, ensure=recovery.ensure)
         self._taken = store.flushed_batches(lake, labels, self._run_id) | set(mine)
         self._rows = self._count(mine)
         self._oldest = time.monotonic() if mine else None
-        self._flusher.start()
+        for work in () if policy.never else (self._flush_until_closed, self._load_until_flushed):
+            thread = threading.Thread(target=self._work, args=(work,), name=work.__name__, daemon=True)
+            self._threads.append(thread)
+            thread.start()
         return self._lock
 
     def _count(self, names: list[str]) -> dict[str, int]:
@@ -178,29 +186,32 @@ class LabelBuffer:
         if self._error:
             raise self._error
 
+    def _work(self, work: Callable[[], None]) -> None:
+        """A thread's error reaches the next caller, and ends the other thread."""
+        try:
+            work()
+        except BackfillError as error:
+            self._stop(error)
+        except Exception as error:  # noqa: BLE001 - nothing may be swallowed
+            self._stop(BackfillError(f"the label buffer failed ({type(error).__name__}: {error})"))
+
     def _flush_until_closed(self) -> None:
-        while True:
+        while not self._flushed:
             with self._changed:
                 self._changed.wait_for(self._due, timeout=1.0)
+                if self._error:
+                    return
                 closing, due = self._closing, self._due()
                 batches = dict(self._rows)
-            try:
-                if due and not self._policy.never:
-                    self._flush(batches)
-                if closing and not self._policy.never:
-                    self._fill_database([])
-            except BackfillError as error:
-                self._stop(error)
-                return
-            except Exception as error:  # noqa: BLE001 - a thread's error must reach the next caller
-                self._stop(BackfillError(f"the label buffer failed ({type(error).__name__}: {error})"))
-                return
-            if closing:
-                return
+            if due:
+                self._flush(batches)
+            with self._changed:
+                self._flushed = closing
+                self._changed.notify_all()
 
     def _due(self) -> bool:
-        if self._closing or self._policy.never:
-            return self._closing
+        if self._closing or self._error:
+            return True
         waited = time.monotonic() - self._oldest if self._oldest else 0.0
         return sum(self._rows.values()) >= self._policy.rows or waited >= self._policy.seconds
 
@@ -215,28 +226,44 @@ class LabelBuffer:
                 for name in chunk:
                     del self._rows[name]
                 self._oldest = time.monotonic() if self._rows else None
+                self._unloaded.append(written)
                 self._changed.notify_all()
-            self._fill_database(written)
+                self._changed.wait_for(lambda: len(self._unloaded) < _BACKLOG or self._error)
+                self._raise_error()
 
     def _next_name(self) -> str:
         """New for each flush, also after a restart of this actor."""
         self._flushes += 1
         return f"{self._run_id}-{time.time_ns():x}-{self._flushes}"
 
-    def _fill_database(self, written: list[str]) -> None:
-        """Loads label files just written, and all that are missing where some may be.
+    def _load_until_flushed(self) -> None:
+        """Loads the label files of a flush at a time; at the end all that are missing, where some may be.
 
         A database that does not answer costs no label: the lake goes on, and a later flush tries again.
         """
-        if self._behind and not self._closing and time.monotonic() < self._try_again:
-            return
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._unloaded or self._flushed or self._error)
+                if self._error:
+                    return
+                # Opening the database loads all that is missing there, so all that waits now.
+                flushes = list(self._unloaded)[: 1 if self._database else None]
+            if not flushes or not self._behind or time.monotonic() >= self._try_again:
+                self._load([path for paths in flushes for path in paths])
+            if not flushes:
+                return
+            with self._changed:
+                for _ in flushes:
+                    self._unloaded.popleft()
+                self._changed.notify_all()
+
+    def _load(self, paths: Sequence[str]) -> None:
         try:
             if self._database is None:
                 self._database = open_database(self._url)
                 fill(self._lake, self._labels, self._database, ours_only=True)
-            else:
-                for path in written:
-                    load(self._lake, self._labels, self._database, path)
+            elif paths:
+                load(self._lake, self._labels, self._database, paths)
             self._behind = None
         except RetryableError as error:
             self._behind, self._try_again = error, time.monotonic() + _DATABASE_SECONDS
@@ -246,7 +273,7 @@ class LabelBuffer:
 
     def _stop(self, error: BackfillError) -> None:
         with self._changed:
-            self._error = error
+            self._error = self._error or error
             self._changed.notify_all()
 
 

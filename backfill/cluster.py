@@ -20,7 +20,7 @@ from datasets.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 # Blocks in flight are a few MiB each; what lies in the object store is memory that a laptop lacks.
-_OBJECT_STORE_BYTES = 2 * 1024**3
+_OBJECT_STORE_BYTES = 512 * 1024**2
 _ENDED = "error: this process was killed, or Ray is gone that it worked on; run the same command again to go on"
 
 

@@ -27,6 +27,8 @@ from datasets.errors import ConfigError, RetryableError
 
 # Seconds to wait for another process's transaction before the database counts as locked.
 LOCK_SECONDS = 30
+# Rows that are Python objects at a time.
+_PYTHON_ROWS = 8192
 _SQL_TYPES = {pa.float64(): "DOUBLE PRECISION", pa.int64(): "BIGINT", pa.bool_(): "BOOLEAN", pa.string(): "TEXT"}
 _RUNS = pa.schema(
     [(name, pa.string()) for name in ("run_id", "command", "selection", "started_at", "finished_at")]
@@ -87,12 +89,13 @@ def create_label_table(database: Database, integration: str, labels: pa.Schema) 
         create_table(database, integration, labels, "uri")
 
 
-def load_labels(database: Database, integration: str, path: str, rows: pa.Table) -> None:
-    """All rows of the label file at `path`, and the ledger's line about it, in one transaction."""
+def load_labels(database: Database, integration: str, files: Mapping[str, pa.Table]) -> None:
+    """All rows of label files, by their paths, and the ledger's lines about them, in one transaction."""
+    counts = [len(rows) for rows in files.values()]
+    lines = pa.table([list(files), [integration] * len(files), counts], schema=_LABEL_FILES)
     with database.transaction():
-        database.upsert(integration, rows, "uri")
-        line = pa.table([[path], [integration], [len(rows)]], schema=_LABEL_FILES)
-        database.upsert("label_files", line, "path")
+        database.upsert(integration, pa.concat_tables(files.values()), "uri")
+        database.upsert("label_files", lines, "path")
 
 
 def loaded_files(database: Database, integration: str) -> set[str]:
@@ -162,7 +165,7 @@ class _Sqlite:
             # last transactions, ledger lines included, and the lake gives them back.
             self._connection.executescript(
                 "PRAGMA page_size = 16384; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;"
-                "PRAGMA cache_size = -65536;"
+                "PRAGMA cache_size = -16384;"
             )
         except (sqlite3.Error, OSError) as error:
             raise self._translated(error) from error
@@ -186,7 +189,9 @@ class _Sqlite:
         # In the order of the key, neighbours go into the same page of the index.
         ordered = rows.select(bound).sort_by(key)
         try:
-            self._connection.executemany(statement, zip(*(ordered[name].to_pylist() for name in bound), strict=True))
+            for start in range(0, len(rows), _PYTHON_ROWS):
+                few = ordered.slice(start, _PYTHON_ROWS)
+                self._connection.executemany(statement, zip(*(few[name].to_pylist() for name in bound), strict=True))
         except sqlite3.Error as error:
             raise self._translated(error) from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from datasets.database import Database, create_label_table, load_labels, loaded_files
 from datasets.labels import PREFIX, Labels, read_labels
@@ -27,14 +27,14 @@ def fill(
     create_label_table(database, labels.integration, labels.schema)
     total = 0
     for path in missing_files(lake, labels, database, ours_only=ours_only):
-        total += load(lake, labels, database, path)
+        total += load(lake, labels, database, [path])
         if on_rows:
             on_rows(total)
     return total
 
 
-def load(lake: Lake, labels: Labels, database: Database, path: str) -> int:
-    """Loads one label file; the number of rows."""
-    rows = read_labels(lake, labels, path)
-    load_labels(database, labels.integration, path, rows)
-    return len(rows)
+def load(lake: Lake, labels: Labels, database: Database, paths: Sequence[str]) -> int:
+    """Loads label files that have no post in common, in one transaction; the number of rows."""
+    files = {path: read_labels(lake, labels, path) for path in paths}
+    load_labels(database, labels.integration, files)
+    return sum(map(len, files.values()))

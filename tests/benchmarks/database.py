@@ -58,7 +58,7 @@ def _load(url: str, flushes: list[pa.Table]) -> float:
     create_label_table(database, VALENCE, flushes[0].schema)
     started = time.perf_counter()
     for number, rows in enumerate(flushes):
-        load_labels(database, VALENCE, f"flush-{number}", rows)
+        load_labels(database, VALENCE, {f"flush-{number}": rows})
     seconds = time.perf_counter() - started
     database.close()
     return ROWS / seconds

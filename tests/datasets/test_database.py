@@ -72,13 +72,13 @@ def expected(table: pa.Table) -> list[tuple[Any, ...]]:
 
 def test_rows_come_back_as_they_went_in(database: Database) -> None:
     table = rows(range(100))
-    db.load_labels(database, "ml_inference_x", "f", table)
+    db.load_labels(database, "ml_inference_x", {"f": table})
     assert stored(database) == expected(table)
 
 
 def test_loading_again_replaces_by_uri(database: Database) -> None:
-    db.load_labels(database, "ml_inference_x", "f", rows(range(10)))
-    db.load_labels(database, "ml_inference_x", "g", rows(range(5, 15), score=9.5, reason="it's new", kind=None))
+    db.load_labels(database, "ml_inference_x", {"f": rows(range(10))})
+    db.load_labels(database, "ml_inference_x", {"g": rows(range(5, 15), score=9.5, reason="it's new", kind=None)})
     table = pa.concat_tables([rows(range(5)), rows(range(5, 15), score=9.5, reason="it's new", kind=None)])
     assert stored(database) == expected(table)
     assert db.loaded_files(database, "ml_inference_x") == {"f", "g"}
@@ -94,13 +94,13 @@ def test_texts_are_stored_unchanged(database: Database, text: str) -> None:
     table = pa.concat_tables(
         [rows(range(1), text=text), rows(range(1, 4)), rows(range(4, 6), text=text, reason=text, kind=text)]
     )
-    db.load_labels(database, "ml_inference_x", "f", table)
-    db.load_labels(database, "ml_inference_x", "g", rows(range(6, 9), text=text, reason=text, kind=text))
+    db.load_labels(database, "ml_inference_x", {"f": table})
+    db.load_labels(database, "ml_inference_x", {"g": rows(range(6, 9), text=text, reason=text, kind=text)})
     assert stored(database) == expected(pa.concat_tables([table, rows(range(6, 9), text=text, reason=text, kind=text)]))
 
 
 def test_nul_is_kept_where_the_database_can_and_replaced_where_it_cannot(database: Database) -> None:
-    db.load_labels(database, "ml_inference_x", "f", rows(range(3), text="a\x00b", kind="\x00"))
+    db.load_labels(database, "ml_inference_x", {"f": rows(range(3), text="a\x00b", kind="\x00")})
     kept = "a\x00b" if isinstance(database, db._Sqlite) else "a\ufffdb"
     assert [row[1] for row in stored(database)] == [kept] * 3
 
@@ -108,9 +108,9 @@ def test_nul_is_kept_where_the_database_can_and_replaced_where_it_cannot(databas
 def test_a_failed_load_leaves_neither_rows_nor_a_line_in_the_ledger(database: Database) -> None:
     broken = rows(range(5)).append_column("no_such_column", pa.array([1] * 5))
     with pytest.raises(ConfigError):
-        db.load_labels(database, "ml_inference_x", "f", broken)
+        db.load_labels(database, "ml_inference_x", {"f": broken})
     assert (stored(database), db.loaded_files(database, "ml_inference_x")) == ([], set())
-    db.load_labels(database, "ml_inference_x", "f", rows(range(5)))
+    db.load_labels(database, "ml_inference_x", {"f": rows(range(5))})
     assert len(stored(database)) == 5
 
 
