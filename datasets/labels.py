@@ -18,7 +18,7 @@ that they are in the lake. The database is filled from label files (datasets/dat
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from datasets.errors import BadFile, FileGone
 from datasets.lake import Lake
+from datasets.locks import NOBODY, Dates, overlap
 from datasets.posts import OnBadFile, UrisOf, raise_bad_file
 from datasets.queues import digest, folder
 from datasets.schemas import OUTCOME_COLUMNS, PARTITION_DATE, conform, staged_schema
@@ -38,7 +39,8 @@ PREFIX = "labels-"
 _OUTCOMES = pa.schema(
     [("uri", pa.string())] + [(n, OUTCOME_COLUMNS[n]) for n in ("was_successfully_labeled", "reason")]
 )
-_STAGED_URIS = pa.schema([("uri", pa.string()), (PARTITION_DATE, pa.string())])
+_STAGED_DATES = pa.schema([(PARTITION_DATE, pa.string())])
+_STAGED_URIS = pa.schema([("uri", pa.string()), *_STAGED_DATES])
 
 
 @dataclass(frozen=True)
@@ -112,16 +114,16 @@ def adopt(
     _commit(lake, labels, path, intent)
 
 
-def recover(lake: Lake, labels: Labels, live: Collection[str] = ()) -> None:
+def recover(lake: Lake, labels: Labels, live: Mapping[str, Dates] = NOBODY) -> None:
     """Finishes the flushes that dead runs have left, and removes what killed writers left aside.
 
-    One process at a time. `live` are the runs that flush for themselves.
+    One process at a time. `live` are the runs that flush for themselves, and their dates.
     """
     if not live:
         lake.sweep(labels.queue)
     for path in _records(lake, labels, "flush-"):
         if _stem(path).removeprefix("flush-").removesuffix(".json").rsplit("-", 2)[0] not in live:
-            _finish(lake, labels, path, _load(lake, path))
+            _finish(lake, labels, path, _load(lake, path), live)
     for path in _records(lake, labels, "written-"):
         if not any(lake.exists(segment) for segment in _segments(labels, _load(lake, path))):
             lake.delete(path)
@@ -144,10 +146,33 @@ def _intend(
     return path, intent
 
 
-def _finish(lake: Lake, labels: Labels, path: str, intent: dict[str, Any]) -> None:
+def left_by_dead(lake: Lake, labels: Labels, names: Iterable[str], live: Mapping[str, Dates]) -> list[str]:
+    """Staged batches that may be adopted: of no live run, and of no date that one is labelling.
+
+    A run that was taken for dead may stage when another has begun to label the same posts.
+    """
+    return [name for name in names if run_of(name) not in live and not _in_work(lake, labels, [name], live)]
+
+
+def _in_work(lake: Lake, labels: Labels, names: Sequence[str], live: Mapping[str, Dates]) -> bool:
+    """Whether a live run is about dates of these staged batches."""
+    if not live:
+        return False
+    days = {
+        day
+        for segment in _segments(labels, {"staged": names})
+        for batch in lake.read(segment, _STAGED_DATES)
+        for day in pc.unique(batch[PARTITION_DATE]).to_pylist()
+    }
+    return any(overlap((day, day), dates) for day in days for dates in live.values())
+
+
+def _finish(lake: Lake, labels: Labels, path: str, intent: dict[str, Any], live: Mapping[str, Dates]) -> None:
     if intent.get("done"):
         _clean_up(lake, labels, path, intent)
     elif all(lake.exists(segment) for segment in _segments(labels, intent)):
+        if _in_work(lake, labels, intent["staged"], live):
+            return
         _write_label_files(lake, labels, intent, again=True)
         _commit(lake, labels, path, intent)
     else:
@@ -178,8 +203,10 @@ def _write_label_files(lake: Lake, labels: Labels, intent: Mapping[str, Any], *,
     batches = [batch for segment in _segments(labels, intent) for batch in lake.read(segment, schema)]
     rows = pa.Table.from_batches(batches, schema)
     written: list[str] = []
-    for day in sorted(pc.unique(rows[PARTITION_DATE]).to_pylist()):
-        here = rows.filter(pc.equal(rows[PARTITION_DATE], day)).drop_columns(PARTITION_DATE)
+    days = sorted(pc.unique(rows[PARTITION_DATE]).to_pylist())
+    for day in days:
+        here = rows if len(days) == 1 else rows.filter(pc.equal(rows[PARTITION_DATE], day))
+        here = here.drop_columns(PARTITION_DATE)
         path = f"{labels.integration}/cache/partition_date={day}/{intent['file']}"
         if again:
             here = _unlabelled(lake, labels, day, here, path, retried=intent["replace"])

@@ -22,10 +22,10 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Literal, Protocol
 
 from datasets.errors import BackfillError, ConfigError, FileGone, from_os_error
@@ -35,6 +35,7 @@ Role = Literal["run", "buffer", "recover"]
 # Inclusive partition dates, YYYY-MM-DD.
 Dates = tuple[str, str]
 ALL_DATES: Dates = ("0001-01-01", "9999-12-31")
+NOBODY: Mapping[str, Dates] = MappingProxyType({})
 
 # A lease that was not renewed for so long counts for nothing: what a killed run can block the next.
 LEASE_SECONDS = 30.0
@@ -60,8 +61,7 @@ class _Entry:
         return f"{self.role}.{self.dates[0]}.{self.dates[1]}.{self.run_id}.{self.token}{_SUFFIX}"
 
     def excludes(self, other: _Entry) -> bool:
-        overlap = self.dates[0] <= other.dates[1] and other.dates[0] <= self.dates[1]
-        return self.role == other.role and overlap and self.token != other.token
+        return self.role == other.role and overlap(self.dates, other.dates) and self.token != other.token
 
 
 def _parse(path: str) -> _Entry:
@@ -115,19 +115,21 @@ class Lock:
         self.release()
 
 
-def live_runs(lake: Lake, name: str) -> set[str]:
-    """The runs whose label buffer may still write. For a caller that holds a lock of the same name."""
+def live_runs(lake: Lake, name: str) -> dict[str, Dates]:
+    """The runs that label or whose buffer may still write, and which dates. The caller holds a lock of this name."""
     if lake.is_local:
         folder = _local_folder(lake, name)
         with _guard(folder):
-            return {
-                _parse(path).run_id for path in _lock_files(folder) if _parse(path).role == "buffer" and _is_held(path)
-            }
-    leases = lake.modified(_folder(name), _SUFFIX)
-    now = max(leases.values(), default=0.0)
-    return {
-        _parse(path).run_id for path, at in leases.items() if _parse(path).role == "buffer" and now - at < LEASE_SECONDS
-    }
+            entries = [_parse(path) for path in _lock_files(folder) if _is_held(path)]
+    else:
+        leases = lake.modified(_folder(name), _SUFFIX)
+        now = max(leases.values(), default=0.0)
+        entries = [_parse(path) for path, at in leases.items() if now - at < LEASE_SECONDS]
+    return {entry.run_id: entry.dates for entry in entries if entry.role != "recover"}
+
+
+def overlap(one: Dates, other: Dates) -> bool:
+    return one[0] <= other[1] and other[0] <= one[1]
 
 
 def _folder(name: str) -> str:

@@ -180,9 +180,25 @@ def test_recovery_leaves_the_flushes_of_live_runs_alone(tmp_path: Path) -> None:
     intent = {"staged": [segment], "file": "labels-20260101T000000-aa-1-1.parquet", "keep": False, "replace": False}
     path = f"{LABELS.queue}/flush-20260101T000000-aa-1-1.json"
     lake.write_bytes(path, json.dumps(intent).encode())
-    store.recover(lake, LABELS, {"20260101T000000-aa"})
+    store.recover(lake, LABELS, {"20260101T000000-aa": (NEXT, NEXT)})
     assert (labelled(tmp_path), lake.exists(path)) == ([], True)
-    store.recover(lake, LABELS, {"20260101T000000-bb"})
+    store.recover(lake, LABELS, {"20260101T000000-bb": (NEXT, NEXT)})
+    assert (labelled(tmp_path), lake.exists(path)) == (expect((DAY, [1])), False)
+
+
+def test_what_a_run_taken_for_dead_leaves_late_waits_while_another_labels_those_dates(tmp_path: Path) -> None:
+    """The other has chosen the same posts already, and would label them once more."""
+    lake = Lake(str(tmp_path))
+    store.stage(lake, LABELS, "r1-late", rows([1]))
+    store.stage(lake, LABELS, "r1-other", rows([2], NEXT))
+    intent = {"staged": ["r1-late"], "file": "labels-r1-1-1.parquet", "keep": False, "replace": False}
+    path = f"{LABELS.queue}/flush-r1-1-1.json"
+    lake.write_bytes(path, json.dumps(intent).encode())
+    live = {"r2": (DAY, DAY)}
+    store.recover(lake, LABELS, live)
+    assert (labelled(tmp_path), lake.exists(path)) == ([], True)
+    assert store.left_by_dead(lake, LABELS, ["r1-late", "r1-other", "r2-a"], live) == ["r1-other"]
+    store.recover(lake, LABELS)
     assert (labelled(tmp_path), lake.exists(path)) == (expect((DAY, [1])), False)
 
 
