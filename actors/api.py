@@ -23,7 +23,7 @@ from actors.integrations import Outcome
 from actors.limiter import Limiter, limiter_name
 from actors.remote import Api, Call, Limits, MalformedError, Remote
 from actors.responses import Claim, shared_store
-from actors.slots import Slots, shared_calls
+from actors.slots import Slot, Slots, shared_calls
 from datasets.errors import BackfillError, FatalError, RejectedPost, RetryableError
 from datasets.http_headers import retry_after_seconds
 from datasets.lake import Lake
@@ -241,7 +241,7 @@ class ApiClassifier:
             running.add(task)
             task.add_done_callback(running.discard)
 
-    async def _send(self, request: _Request, slot: float) -> None:
+    async def _send(self, request: _Request, slot: Slot) -> None:
         counts = Counter(calls=1)
         counts["repeated_calls"] += bool(request.tries)
         request.tries += 1
@@ -266,7 +266,7 @@ class ApiClassifier:
             self._landed.set()
             await self._slots.report(counts)
 
-    async def _exchange(self, request: _Request, slot: float, counts: Counter[str]) -> list[Mapping[str, Any]]:
+    async def _exchange(self, request: _Request, slot: Slot, counts: Counter[str]) -> list[Mapping[str, Any]]:
         """One call: sent, kept durably, and only then looked into."""
         response = await self._post(self._api.call(request.texts), slot)
         count, status, body = len(request.keys), response.status_code, response.content
@@ -292,11 +292,13 @@ class ApiClassifier:
         self._answered()
         return labels
 
-    async def _post(self, call: Call, slot: float) -> httpx.Response:
+    async def _post(self, call: Call, slot: Slot) -> httpx.Response:
         import httpx
 
         async def trace(event: str, _: Any) -> None:
-            if event == "http11.send_request_body.complete":
+            if event == "http11.send_request_headers.started":
+                await self._slots.hold(slot)
+            elif event == "http11.send_request_body.complete":
                 self._slots.sent(slot)
 
         try:

@@ -16,7 +16,6 @@ import fcntl
 import json
 import os
 import random
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,11 +26,15 @@ from typing import Any
 
 from actors.remote import Quota
 from datasets.queues import digest
+from datasets.scratch import scratch_folder
 
 # Seconds that are added to the second of the quota, for the way to the other side.
 MARGIN = 0.015
 # A lease holds slots of the next so many seconds; a pause reaches everybody after that time.
 HORIZON = 0.25
+# Slots of so many seconds that nobody took are made up for, at twice the pace and within the quota:
+# the first request is alone until it is known whether the key is good, and a machine may falter.
+_CATCH_UP = 0.5
 # After a 429 without Retry-After: so many seconds, doubled each time, at most the second number.
 _BACKOFF, _BACKOFF_MAX = 0.2, 60.0
 # A 429 within this time of the one before lowers the rate; those of requests that were on their way
@@ -82,9 +85,7 @@ class Limiter:
     """A plain class over a file; `ray.remote` makes it the cluster's."""
 
     def __init__(self, name: str, folder: str | None = None) -> None:
-        folder = folder or os.path.join(tempfile.gettempdir(), f"label-backfill-{os.getuid()}", "limits")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        self._path = os.path.join(folder, name)
+        self._path = os.path.join(folder or scratch_folder("limits"), name)
         self._boot = boot_id()
         self._runs: set[str] = set()
 
@@ -103,12 +104,12 @@ class Limiter:
         tokens: float = 0.0,
         *,
         succeeded: int = 0,
-        late: Sequence[tuple[float, float]] = (),
+        late: Sequence[tuple[float, float | None]] = (),
     ) -> Lease:
         """At most `count` slots within the horizon, for requests of about `tokens` each.
 
         Since the last call `succeeded` answers have come, and for each of `late` a request has left
-        at its second time and not at the first, its slot.
+        at its second time and not at the first, its slot; None where none has left for that slot.
         """
         with self._state() as state:
             now = time.monotonic()
@@ -119,23 +120,34 @@ class Limiter:
             token_seconds = (
                 60 * (1 + MARGIN) / (quota.tokens_per_minute * state.rate) if quota.tokens_per_minute else 0.0
             )
-            slots: list[float] = []
-            slot = max(now, state.paused_until, state.next_request, state.next_token)
             # No more than the quota in any second of what was really sent. A request that left late
             # moves the one a quota after it, and that one only: being late costs no slot.
             window = max(1, int(quota.requests))
+            period = max(1.0, window / quota.requests) + MARGIN
             for planned, left in late:
                 if planned in state.sent:
-                    state.sent[state.sent.index(planned)] = left
-            state.sent = sorted(state.sent)[-window - int(window * HORIZON) - count :]
-            while len(slots) < count and slot <= now + HORIZON:
-                earliest = state.sent[-window] + 1 + MARGIN if len(state.sent) >= window else slot
-                used = max(slot, earliest)
-                slots.append(used)
-                bisect.insort(state.sent, used)
-                state.next_request = slot + spacing
-                state.next_token = max(state.next_token, used) + tokens * token_seconds
-                slot = max(state.next_request, state.next_token)
+                    state.sent.remove(planned)
+                    if left is None:
+                        state.next_request -= spacing
+                    else:
+                        bisect.insort(state.sent, left)
+            del state.sent[: -window - int(window * HORIZON) - count]
+            if state.next_request < now - _CATCH_UP:
+                state.next_request = now
+            state.next_request = max(state.next_request, state.paused_until)
+            slots: list[float] = []
+            while True:
+                slot = max(now, state.next_request, state.next_token)
+                if state.sent:
+                    slot = max(slot, state.sent[-1] + spacing / 2)
+                if len(state.sent) >= window:
+                    slot = max(slot, state.sent[-window] + period)
+                if len(slots) == count or slot > now + HORIZON:
+                    break
+                slots.append(slot)
+                state.sent.append(slot)
+                state.next_request += spacing
+                state.next_token = max(state.next_token, slot) + tokens * token_seconds
             return Lease(tuple(slots), now, self._boot, 0.0 if slots else slot - now)
 
     def settle(self, quota: Quota, tokens: float) -> None:

@@ -6,13 +6,16 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from actors.limiter import HORIZON, Lease, boot_id, shared_limiter
 from actors.remote import Quota
 
-# A request that leaves this much after its slot is reported.
-_LATE = 0.002
+# A request is made ready this much before its slot and then held: making it takes milliseconds, which
+# it would leave late, each time. Waking up and writing it takes about as much as the second.
+_AHEAD, _WRITING = 0.02, 0.002
+# A request that leaves this much after its slot is reported, at the latest so many seconds after.
+_LATE, _TELL_SECONDS = 0.002, 0.1
 # A slot that was missed by more than this is given up: the limiter may have handed out the slots of
 # a second later before it could hear of it.
 _MISSED = HORIZON
@@ -20,52 +23,75 @@ _MISSED = HORIZON
 _REPORT_SECONDS = 1.0
 
 
+class Slot(NamedTuple):
+    """A time to send at: by the clock of this machine, and by the limiter's."""
+
+    at: float
+    planned: float
+
+
 class Slots:
     """`call(method, *arguments)` awaits a method of the limiter, wherever that is."""
 
     def __init__(self, call: Callable[..., Any], quota: Quota, run_id: str, integration: str) -> None:
         self._call, self._quota, self._run_id, self._integration = call, quota, run_id, integration
-        self._slots: deque[float] = deque()
+        self._slots: deque[Slot] = deque()
         self._boot = boot_id()
-        self._shift = 0.0
-        self._late: list[tuple[float, float]] = []
+        self._late: list[tuple[float, float | None]] = []
         self._refill: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
         self._succeeded = 0
         self._counts: Counter[str] = Counter()
         self._reported = 0.0
 
-    async def wait(self, wanted: int, tokens: float) -> float:
-        """Returns at a slot, with its time. `wanted` requests wait in all, of about `tokens` each."""
-        most = max(1, int(self._quota.requests * HORIZON))
+    async def wait(self, wanted: int, tokens: float) -> Slot:
+        """Returns shortly before a slot, with that. `wanted` requests wait in all, of about `tokens` each."""
+        most = min(wanted, max(1, int(self._quota.requests * HORIZON)))
         while True:
-            if len(self._slots) <= min(wanted, most) // 2 and self._refill is None:
-                # While there are slots left: a lease takes its time on a busy machine.
-                self._refill = asyncio.create_task(self._lease(min(wanted, most), tokens))
+            if len(self._slots) <= most // 2 and self._refill is None:
+                # While there are slots left: a lease takes its time on a busy machine. No more than
+                # are wanted: slots that nobody uses are lost to the other callers.
+                self._refill = asyncio.create_task(self._lease(most - len(self._slots), tokens))
             if not self._slots:
                 assert self._refill
                 await self._refill
                 continue
             slot = self._slots.popleft()
-            await asyncio.sleep(max(0.0, slot - time.monotonic()))
-            if time.monotonic() - slot <= _MISSED:
+            await asyncio.sleep(max(0.0, slot.at - _AHEAD - time.monotonic()))
+            if time.monotonic() - slot.at <= _MISSED:
                 return slot
+            self._late.append((slot.planned, None))
 
     async def _lease(self, count: int, tokens: float) -> None:
         succeeded, self._succeeded = self._succeeded, 0
         late, self._late = self._late, []
         lease: Lease = await self._call("lease", self._quota, count, tokens, succeeded=succeeded, late=late)
         # Slots are of the limiter's clock. On another machine they are told apart from its `now`.
-        self._shift = 0.0 if lease.boot == self._boot else time.monotonic() - lease.now
-        self._slots.extend(slot + self._shift for slot in lease.slots)
+        shift = 0.0 if lease.boot == self._boot else time.monotonic() - lease.now
+        self._slots.extend(Slot(planned + shift, planned) for planned in lease.slots)
         if not lease.slots:
-            await asyncio.sleep(lease.wait if lease.wait < 1 else min(lease.wait / 2, 5.0))
+            await asyncio.sleep(min(max(0.0, lease.wait - HORIZON) + 0.001, 5.0))
         self._refill = None
 
-    def sent(self, slot: float) -> None:
+    async def hold(self, slot: Slot) -> None:
+        """Returns at the slot: the request is ready to leave."""
+        await asyncio.sleep(max(0.0, slot.at - _WRITING - time.monotonic()))
+
+    def sent(self, slot: Slot) -> None:
         """The request of a slot has left just now."""
-        now = time.monotonic()
-        if now - slot > _LATE:
-            self._late.append((slot - self._shift, now - self._shift))
+        late = time.monotonic() - slot.at
+        if late > _LATE:
+            self._late.append((slot.planned, slot.planned + late))
+            if self._telling is None:
+                self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        """What no lease takes along soon is told by itself: others are given the slots of a second later."""
+        await asyncio.sleep(_TELL_SECONDS)
+        self._telling = None
+        if self._late:
+            late, self._late = self._late, []
+            await self._call("lease", self._quota, 0, late=late)
 
     def succeeded(self) -> None:
         self._succeeded += 1

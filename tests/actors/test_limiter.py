@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import time
@@ -64,6 +65,30 @@ def test_a_request_that_left_late_moves_the_one_a_quota_later(tmp_path: Path) ->
         time.sleep(0.02)
     assert most_in_a_second(sent) <= 100
     assert len([slot for slot in sent if slot < end]) >= 285
+
+
+def test_slots_that_nobody_used_are_made_up_for_within_the_quota(tmp_path: Path) -> None:
+    """The first twenty are given up: as many more are handed out at twice the pace, and no second has too many."""
+    limiter = make(tmp_path)
+    unused = limiter.lease(HUNDRED, 20).slots
+    sent: list[float] = []
+    late: list[tuple[float, float | None]] = [(slot, None) for slot in unused]
+    start = time.monotonic()
+    while time.monotonic() < start + 3.0:
+        sent += limiter.lease(HUNDRED, 25, late=late).slots
+        late = []
+        time.sleep(0.02)
+    assert most_in_a_second(sent) <= 100
+    assert sum(slot < unused[0] + 1.0 for slot in sent) >= 99
+    assert min(after - before for before, after in itertools.pairwise(sent)) == pytest.approx(0.005, abs=1e-4)
+
+
+def test_after_a_longer_rest_nothing_is_made_up_for(tmp_path: Path) -> None:
+    limiter = make(tmp_path)
+    limiter.lease(HUNDRED, 1)
+    time.sleep(1.0)
+    slots = limiter.lease(HUNDRED, 25).slots
+    assert slots[-1] - slots[0] == pytest.approx(0.24, abs=0.01)
 
 
 def test_a_slow_quota_waits_instead_of_queueing(tmp_path: Path) -> None:
