@@ -11,7 +11,6 @@ import contextlib
 import gc
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from datasets.errors import BackfillError, FatalError, RejectedPost, RetryableEr
 from datasets.labels import batch_name
 from datasets.lake import Lake
 from datasets.schemas import PARTITION_DATE, POST_COLUMNS, staged_schema
+from datasets.scratch import scratch_folder
 
 # A range of rows that killed the process is tried again in this many pieces.
 _PIECES = 16
@@ -152,9 +152,7 @@ class Attempts:
     """
 
     def __init__(self, block: str) -> None:
-        folder = os.path.join(tempfile.gettempdir(), f"label-backfill-{os.getuid()}")
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        self._path = os.path.join(folder, f"{block}.json")
+        self._path = os.path.join(scratch_folder(), f"{block}.json")
         # `suspects` are disjoint ranges in order, each with its deaths while it was at work alone.
         self._suspects: list[tuple[int, int, int]] = []
         with contextlib.suppress(FileNotFoundError, ValueError), open(self._path) as file:

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from actors.integrations import Integration
 from backfill.config import new_run_id
-from backfill.pds_progress import SyncProgress
 from backfill.scope import BadFiles
+from backfill.status_line import StatusLine
 from datasets import queues
 from datasets.errors import BackfillError, BadFile, ConfigError, from_os_error
 from datasets.labels import labelled_uris
@@ -65,7 +65,7 @@ def copy(
         for name in found:
             stack.enter_context(Lock(target, name, "run", run_id, dates=dates))
             stack.enter_context(Lock(target, name, "buffer", run_id, 60.0, dates))
-        progress = stack.enter_context(closing(SyncProgress(stream)))
+        progress = stack.enter_context(closing(StatusLine(stream)))
         for integration in chosen:
             _copy_integration(source, target, integration, start, end, bad_files, found[integration.name], progress)
     return found
@@ -88,7 +88,7 @@ def _copy_integration(
     end: str | None,
     bad_files: BadFiles,
     copied: Copied,
-    progress: SyncProgress,
+    progress: StatusLine,
 ) -> None:
     labels, counting = integration.labels, threading.Lock()
     days = source.partitions(labels.integration, start, end)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from backfill.pds_doubts import Doubts
 from backfill.pds_owners import Owners
-from backfill.pds_progress import SyncProgress, resting
 from backfill.pds_steps import UNCHANGED, Done, Steps
 from backfill.pds_users import EveryoneOn, Given, Invalid, User
 from backfill.pds_writer import Writer
+from backfill.progress import format_seconds
+from backfill.status_line import StatusLine
 from datasets.coverage import Coverage
 from datasets.database import Database
 from datasets.pds_state import Identity, RepoState, load_identities, load_repos, with_status
@@ -64,7 +65,7 @@ class Driver:
         database: Database,
         owners: Owners,
         writer: Writer,
-        progress: SyncProgress,
+        progress: StatusLine,
         wanted: Coverage,
         plc_url: str,
         identity_hours: float,
@@ -190,7 +191,7 @@ class Driver:
     def _line(self) -> str:
         now = time.monotonic()
         if now - self._resting[0] >= _RESTING_SECONDS:
-            self._resting = now, resting(self._owners.resting())
+            self._resting = now, _resting(self._owners.resting())
         tally = self.tally
         others = tally.users - tally.statuses["ok"] - tally.statuses[UNCHANGED]
         return (
@@ -205,3 +206,12 @@ def _of(identity: Identity | None) -> dict[str, Any]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _resting(hosts: Mapping[str, float]) -> str:
+    """Nothing where no host rests."""
+    if not hosts:
+        return ""
+    first = min(hosts, key=lambda origin: hosts[origin])
+    others = f" and {len(hosts) - 1} more rest" if len(hosts) > 1 else " rests"
+    return f"; {first.rpartition('/')[2]}{others}, for {format_seconds(hosts[first])}"

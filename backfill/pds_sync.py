@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,9 +19,9 @@ from backfill.cluster import ray_running
 from backfill.config import Workspace, new_run_id
 from backfill.pds_driver import Driver, Tally
 from backfill.pds_owners import Owners
-from backfill.pds_progress import SyncProgress
 from backfill.pds_users import EveryoneOn, Given, check_file, read_users
 from backfill.pds_writer import Writer
+from backfill.status_line import StatusLine
 from datasets.coverage import RECORD_TYPES, covering
 from datasets.database import Database, open_database
 from datasets.errors import ConfigError, from_os_error
@@ -31,6 +30,7 @@ from datasets.locks import Lock
 from datasets.pds_state import RepoState, create_tables
 from datasets.queues import digest
 from datasets.raw_records import flush, recover, staged
+from datasets.scratch import scratch_folder
 from pds.addresses import origin_of
 from pds.errors import RejectedRepo
 from pds.settings import PLC_DIRECTORY, PdsSettings
@@ -99,7 +99,7 @@ def sync(place: Workspace, options: SyncOptions, stream: TextIO) -> SyncResult:
         lock = stack.enter_context(Lock(place.lake, LOCK, "run", run_id))
         database = open_database(place.database_url)
         stack.callback(database.close)
-        progress = SyncProgress(stream)
+        progress = StatusLine(stream)
         stack.callback(progress.close)
         _recover(place.lake, database, run_id, lock, progress)
         source = EveryoneOn(host) if host else Given(read_users(options.dids, options.dids_file))
@@ -145,7 +145,7 @@ def make_lake(lake: Lake) -> None:
     lake.check()
 
 
-def _recover(lake: Lake, database: Database, run_id: str, lock: Lock, progress: SyncProgress) -> None:
+def _recover(lake: Lake, database: Database, run_id: str, lock: Lock, progress: StatusLine) -> None:
     """Takes up what a killed run has left: an unfinished flush, and what it had staged."""
     create_tables(database)
     recover(lake, database, lock.ensure)
@@ -173,7 +173,6 @@ def _spool(lake: Lake, run_id: str) -> str:
     if lake.is_local:
         root = os.path.join(os.path.abspath(lake.root), _SPOOL)
     else:
-        folder = os.path.join(tempfile.gettempdir(), f"label-backfill-{os.getuid()}")
-        root = os.path.join(folder, "spool", digest([lake.root]))
+        root = os.path.join(scratch_folder("spool"), digest([lake.root]))
     shutil.rmtree(root, ignore_errors=True)
     return os.path.join(root, run_id)

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from backfill.config import Workspace, new_run_id
-from backfill.pds_progress import SyncProgress
 from backfill.scope import BadFiles
+from backfill.status_line import StatusLine
 from datasets.errors import BadFile, ConfigError
 from datasets.lake import POSTS, Lake, partition_date
 from datasets.locks import Lock
@@ -66,7 +66,7 @@ def preprocess(
         for day, paths in lake.partitions(f"{RAW}/{kind}", start, end).items():
             files.setdefault(day, []).extend(paths)
     result = PreprocessResult()
-    progress = SyncProgress(stream)
+    progress = StatusLine(stream)
     with Lock(lake, POSTS, "run", new_run_id()), closing(progress):
         for day, paths in sorted(files.items()):
             progress.show(f"{day}: {result.read:,} raw posts read, {sum(result.written.values()):,} new ones written")

@@ -1,19 +1,16 @@
-"""What a user sees of a sync: one line that moves on a terminal, a plain line now and then elsewhere."""
+"""One line that moves on a terminal, a plain line now and then elsewhere: for commands other than a run."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import TextIO
-
-from backfill.progress import format_seconds
 
 _TERMINAL_SECONDS, _PLAIN_SECONDS = 0.5, 10.0
 _WIDTH = 100
 
 
-class SyncProgress:
-    """Written by the driver's own loop. Close it before anything else is written to the stream."""
+class StatusLine:
+    """Written by one thread. Close it before anything else is written to the stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._terminal = stream, stream.isatty()
@@ -39,12 +36,3 @@ class SyncProgress:
     def _write(self, text: str) -> None:
         self._stream.write(f"\r\x1b[K{text}" if self._terminal else text)
         self._stream.flush()
-
-
-def resting(hosts: Mapping[str, float]) -> str:
-    """Nothing where no host rests."""
-    if not hosts:
-        return ""
-    first = min(hosts, key=lambda origin: hosts[origin])
-    others = f" and {len(hosts) - 1} more rest" if len(hosts) > 1 else " rests"
-    return f"; {first.rpartition('/')[2]}{others}, for {format_seconds(hosts[first])}"
