@@ -17,6 +17,7 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Protocol, cast
 
 import pyarrow as pa
@@ -27,8 +28,8 @@ from datasets.errors import ConfigError, RetryableError
 
 # Seconds to wait for another process's transaction before the database counts as locked.
 LOCK_SECONDS = 30
-# Rows that are Python objects at a time.
-_PYTHON_ROWS = 8192
+# Rows that are Python objects at a time, and rows of one INSERT.
+_PYTHON_ROWS, _STATEMENT_ROWS = 8192, 64
 _SQL_TYPES = {pa.float64(): "DOUBLE PRECISION", pa.int64(): "BIGINT", pa.bool_(): "BOOLEAN", pa.string(): "TEXT"}
 _RUNS = pa.schema(
     [(name, pa.string()) for name in ("run_id", "command", "selection", "started_at", "finished_at")]
@@ -181,17 +182,26 @@ class _Sqlite:
         # much as storing it, and six of a label row's columns are the same for a whole flush.
         constants = {name: _literal(rows[name]) for name in rows.column_names if name != key}
         bound = [name for name in rows.column_names if constants.get(name) is None]
-        values = ", ".join(constants.get(name) or "?" for name in rows.column_names)
+        row = f"({', '.join(constants.get(name) or '?' for name in rows.column_names)})"
         names = ", ".join(f'"{_checked(name)}"' for name in rows.column_names)
-        statement = (
-            f'INSERT INTO "{_checked(table)}" ({names}) VALUES ({values}) {_on_conflict(rows.column_names, key)}'
-        )
+
+        def insert(count: int) -> str:
+            every = ", ".join([row] * count)
+            return f'INSERT INTO "{_checked(table)}" ({names}) VALUES {every} {_on_conflict(rows.column_names, key)}'
+
+        # A statement of one row costs a quarter more time a row than one of some dozens.
+        width = len(bound)
+        most = self._connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // width
+        size = max(1, min(_STATEMENT_ROWS, most)) * width
         # In the order of the key, neighbours go into the same page of the index.
         ordered = rows.select(bound).sort_by(key)
         try:
             for start in range(0, len(rows), _PYTHON_ROWS):
                 few = ordered.slice(start, _PYTHON_ROWS)
-                self._connection.executemany(statement, zip(*(few[name].to_pylist() for name in bound), strict=True))
+                values = list(chain.from_iterable(zip(*(few[name].to_pylist() for name in bound), strict=True)))
+                whole = len(values) - len(values) % size
+                self._connection.executemany(insert(size // width), _cut(values[:whole], size))
+                self._connection.executemany(insert(1), _cut(values[whole:], width))
         except sqlite3.Error as error:
             raise self._translated(error) from error
 
@@ -221,6 +231,10 @@ class _Sqlite:
         return ConfigError(
             f"the database {self._shown} cannot be used ({error}); check the file and its folder, or set --database-url"
         )
+
+
+def _cut(values: list[Any], size: int) -> Iterator[list[Any]]:
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def _literal(column: pa.ChunkedArray) -> str | None:

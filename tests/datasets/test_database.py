@@ -70,8 +70,10 @@ def expected(table: pa.Table) -> list[tuple[Any, ...]]:
     return [tuple(row.values()) for row in table.sort_by("uri").to_pylist()]
 
 
-def test_rows_come_back_as_they_went_in(database: Database) -> None:
-    table = rows(range(100))
+@pytest.mark.parametrize("count", [1, 64, 100, 8192 + 65])
+def test_rows_come_back_as_they_went_in(database: Database, count: int) -> None:
+    """Also where they fill several INSERTs, or several times what is made Python objects at once, and a rest."""
+    table = rows(range(count))
     db.load_labels(database, "ml_inference_x", {"f": table})
     assert stored(database) == expected(table)
 
