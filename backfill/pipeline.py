@@ -152,6 +152,7 @@ def label_posts(work: Labelling, on_receipt: Callable[[Receipt], None], stop: th
     waiting: list[ray.ObjectRef[Receipt]] = []
     # The public iterator cannot be stopped while it waits for a block, and waits for the first before it is there.
     executor = labels._create_executor()  # noqa: SLF001
+    _end_actors_on_failure(executor)
     over = threading.Event()
     threading.Thread(target=_end_when_stopped, args=(executor, stop, over), daemon=True).start()
     try:
@@ -167,6 +168,16 @@ def label_posts(work: Labelling, on_receipt: Callable[[Receipt], None], stop: th
         over.set()
         # Where it works on when Ray is shut down, Ray ends the process.
         executor.shutdown(force=True)
+
+
+def _end_actors_on_failure(executor: Any) -> None:
+    """Ray Data leaves the actors of a pool that failed for as long as its driver runs; others could use their place."""
+    shutdown = executor.shutdown
+
+    def forced(force: bool, exception: BaseException | None = None) -> None:
+        shutdown(force=force or exception is not None, exception=exception)
+
+    executor.shutdown = forced
 
 
 def _end_when_stopped(executor: Any, stop: threading.Event, over: threading.Event) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import platform
 import threading
 import time
@@ -250,8 +249,6 @@ def _label_with_ray(
             pipeline.label_posts(works[integration.name], count, stop)
         except BackfillError as error:
             tally.error = str(error)
-        if tally.error:
-            gc.collect()  # the error and its causes name each other, and keep the actors, which others could use
         tally.seconds = time.monotonic() - started
 
     progress.watch(lambda name: why_waiting(api=works[name].is_api))

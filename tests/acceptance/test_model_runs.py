@@ -9,10 +9,12 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from actors.integrations import resolve
@@ -192,6 +194,20 @@ def test_a_model_that_does_not_fit_stops_its_integration_and_no_other(tmp_path: 
     assert "the output 'intergroup' is missing; the outputs are emotion, intergroup, moral, other" in error
     assert "\n" not in error
     assert_labelled_once(lake_dir, uris)
+    # What its pool held is free for others, though this driver, and with it Ray, goes on.
+    deadline = time.monotonic() + 20
+    while pool_actors():
+        assert time.monotonic() < deadline, pool_actors()
+        time.sleep(0.2)
+
+
+def pool_actors() -> list[str]:
+    """Those of this process's Ray."""
+    titles = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            titles.append(" ".join(process.cmdline()))
+    return [title for title in titles if "MapWorker" in title]
 
 
 @pytest.mark.long
