@@ -19,6 +19,8 @@ _LATE, _TELL_SECONDS = 0.002, 0.1
 # A slot that was missed by more than this is given up: the limiter may have handed out the slots of
 # a second later before it could hear of it.
 _MISSED = HORIZON
+# Where others have all slots of the horizon, this much of it passes before a lease is asked for again.
+_POLL = HORIZON / 5
 # Reports are sent together, so often at the most.
 _REPORT_SECONDS = 1.0
 
@@ -70,7 +72,7 @@ class Slots:
         shift = 0.0 if lease.boot == self._boot else time.monotonic() - lease.now
         self._slots.extend(Slot(planned + shift, planned) for planned in lease.slots)
         if not lease.slots:
-            await asyncio.sleep(min(max(0.0, lease.wait - HORIZON) + 0.001, 5.0))
+            await asyncio.sleep(min(max(_POLL, lease.wait - HORIZON), 5.0))
         self._refill = None
 
     async def hold(self, slot: Slot) -> None:
