@@ -145,8 +145,7 @@ class LabelBuffer:
         lake, labels, policy = self._lake, self._labels, self._policy
         self._lock = Lock(lake, labels.integration, "buffer", self._run_id, _PREDECESSOR_SECONDS, self._dates)
         with Lock(lake, labels.integration, "recover", self._run_id, _RECOVERY_SECONDS) as recovery:
-            live = live_runs(lake, labels.integration)
-            live.pop(self._run_id, None)
+            live = live_runs(lake, labels.integration, besides=self._run_id)
             store.recover(lake, labels, live)
             if not (policy.never or policy.keep):
                 store.drop_written(lake, labels)

@@ -76,7 +76,7 @@ class Slots:
         self._refill = None
 
     async def hold(self, slot: Slot) -> None:
-        """Returns at the slot: the request is ready to leave."""
+        """Returns when the request, which is ready, has to be written to leave at its slot."""
         await asyncio.sleep(max(0.0, slot.at - _WRITING - time.monotonic()))
 
     def sent(self, slot: Slot) -> None:

@@ -128,9 +128,7 @@ def _recover(place: Workspace, integration: Integration, run_id: str, dates: Dat
     """Before posts are looked for, so that what it moves is found. The buffer of a killed run has to end first."""
     lake, name = place.lake, integration.name
     with Lock(lake, name, "buffer", run_id, 60.0, dates), Lock(lake, name, "recover", run_id, 600.0):
-        live = live_runs(lake, name)
-        live.pop(run_id, None)
-        store.recover(lake, integration.labels, live)
+        store.recover(lake, integration.labels, live_runs(lake, name, besides=run_id))
 
 
 def _note_run(

@@ -115,8 +115,11 @@ class Lock:
         self.release()
 
 
-def live_runs(lake: Lake, name: str) -> dict[str, Dates]:
-    """The runs that label or whose buffer may still write, and which dates. The caller holds a lock of this name."""
+def live_runs(lake: Lake, name: str, besides: str = "") -> dict[str, Dates]:
+    """The runs `besides` one that label or whose buffer may still write, and which dates.
+
+    For a caller that holds a lock of the same name.
+    """
     if lake.is_local:
         folder = _local_folder(lake, name)
         with _guard(folder):
@@ -125,7 +128,7 @@ def live_runs(lake: Lake, name: str) -> dict[str, Dates]:
         leases = lake.modified(_folder(name), _SUFFIX)
         now = max(leases.values(), default=0.0)
         entries = [_parse(path) for path, at in leases.items() if now - at < LEASE_SECONDS]
-    return {entry.run_id: entry.dates for entry in entries if entry.role != "recover"}
+    return {entry.run_id: entry.dates for entry in entries if entry.role != "recover" and entry.run_id != besides}
 
 
 def overlap(one: Dates, other: Dates) -> bool:

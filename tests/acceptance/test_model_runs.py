@@ -9,12 +9,10 @@ import signal
 import subprocess
 import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from actors.integrations import resolve
@@ -196,18 +194,9 @@ def test_a_model_that_does_not_fit_stops_its_integration_and_no_other(tmp_path: 
     assert_labelled_once(lake_dir, uris)
     # What its pool held is free for others, though this driver, and with it Ray, goes on.
     deadline = time.monotonic() + 20
-    while pool_actors():
-        assert time.monotonic() < deadline, pool_actors()
+    while left := classifiers_of(os.getpid()):
+        assert time.monotonic() < deadline, left
         time.sleep(0.2)
-
-
-def pool_actors() -> list[str]:
-    """Those of this process's Ray."""
-    titles = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            titles.append(" ".join(process.cmdline()))
-    return [title for title in titles if "MapWorker" in title]
 
 
 @pytest.mark.long
