@@ -92,6 +92,12 @@ class LabelBuffer:
         self._try_again = 0.0
         self._threads: list[threading.Thread] = []
 
+    def open(self) -> Receipt:
+        """What the first `stage` would do before it, while nothing is labelled yet. Raises what that would."""
+        with self._changed:
+            self._open()
+        return Receipt(0)
+
     def stage(self, rows: pa.Table) -> Receipt:
         """Makes a batch durable. The same batch again (a retried call) changes nothing.
 

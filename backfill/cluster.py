@@ -55,7 +55,8 @@ def start_ray(address: str | None, *, debug: bool) -> bool:
     data.start()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(**options)
+        with _fewer_services(follow_logs=debug):
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if not address:
@@ -108,6 +109,26 @@ def _last_word() -> Iterator[None]:
         with contextlib.suppress(BrokenPipeError):  # `ray job stop` ends it, too
             guard.communicate(b"done\n")
         guard.wait()
+
+
+@contextlib.contextmanager
+def _fewer_services(*, follow_logs: bool) -> Iterator[None]:
+    """A Ray that is started here gets no autoscaler, no server for the dashboard and for jobs, and no log reader.
+
+    They are processes of their own that a run would wait for until its first label, and nobody asks them
+    anything. `ray start` can leave out two of them; `ray.init` has no option for any.
+    """
+    from ray._private.node import Node
+
+    unneeded = ["start_monitor", "start_api_server", *([] if follow_logs else ["start_log_monitor"])]
+    starts = {name: vars(Node)[name] for name in unneeded if name in vars(Node)}
+    for name in starts:
+        setattr(Node, name, lambda self, **named: None)
+    try:
+        yield
+    finally:
+        for name, start in starts.items():
+            setattr(Node, name, start)
 
 
 def _excludes() -> list[str]:

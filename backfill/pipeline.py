@@ -149,7 +149,7 @@ def label_posts(work: Labelling, on_receipt: Callable[[Receipt], None], stop: th
         num_gpus=work.pool.num_gpus or None,
         memory=_APART,
     )
-    waiting: list[ray.ObjectRef[Receipt]] = []
+    waiting: list[ray.ObjectRef[Receipt]] = [work.buffer.open.remote()]  # while the pool starts
     # The public iterator cannot be stopped while it waits for a block, and waits for the first before it is there.
     executor = labels._create_executor()  # noqa: SLF001
     _end_actors_on_failure(executor)

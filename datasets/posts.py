@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import lru_cache
 
@@ -337,9 +337,24 @@ def _part(day: str, path: str, groups: list[int], chosen: Bits) -> Iterator[Part
         yield Part(path, day, tuple(groups), len(chosen), count, np.packbits(chosen).tobytes())
 
 
+def split_part(part: Part, rows: int) -> tuple[Part, Part]:
+    """A part's first `rows` chosen rows, at least one and not all of them, and the others."""
+    chosen = _bits(part)
+    first = chosen & (np.cumsum(chosen) <= rows)
+
+    def kept(bits: Bits) -> Part:
+        return replace(part, chosen=int(bits.sum()), mask=np.packbits(bits).tobytes())
+
+    return kept(first), kept(chosen & ~first)
+
+
+def _bits(part: Part) -> Bits:
+    return np.unpackbits(np.frombuffer(part.mask, np.uint8), count=part.num_rows).astype(bool)
+
+
 def read_part(lake: Lake, part: Part) -> Iterator[pa.Table]:
     """The chosen posts of a part, in tables of POST_SCHEMA. Raises ConfigError if the file is not the same any more."""
-    mask = np.unpackbits(np.frombuffer(part.mask, np.uint8), count=part.num_rows).astype(bool)
+    mask = _bits(part)
     start = 0
     for batch in lake.read(part.path, _READ, row_groups=part.row_groups):
         keep = mask[start : start + len(batch)]

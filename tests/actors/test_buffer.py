@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from actors.buffer import FlushPolicy, LabelBuffer
+from actors.buffer import FlushPolicy, LabelBuffer, Receipt
 from actors.integrations import Outcome, resolve
 from actors.pool import label_rows
 from datasets import labels as store
@@ -137,6 +137,8 @@ def test_a_successor_finishes_what_a_killed_buffer_has_staged(lake_dir: Path) ->
     assert killed._lock
     killed._lock.release()  # as the end of its process does
     successor = buffer(lake_dir, run_id="run-2")
+    assert successor.open() == Receipt(0)
+    assert not store.staged(Lake(str(lake_dir)), LABELS)
     successor.stage(batch(range(5, 8)))
     successor.close()
     assert_labelled_once(lake_dir, uris(range(8)))

@@ -13,7 +13,7 @@ import pytest
 from datasets import posts
 from datasets.errors import BadFile, ConfigError
 from datasets.lake import Lake
-from datasets.posts import Sample, Selection, Sources, post_sources, read_part, select
+from datasets.posts import Sample, Selection, Sources, post_sources, read_part, select, split_part
 from tests.support import DAY, make_uri, post, write_partition, write_posts
 
 DAYS = ["2024-10-01", "2024-10-02", "2024-10-03", "2024-10-04"]
@@ -165,6 +165,16 @@ def test_files_with_many_row_groups_are_cut_into_parts_that_read_back_the_same(
     assert len(found.parts) > 4
     assert max(part.chosen for part in found.parts) <= 25
     assert uris(chosen(lake_dir, found)) == [row["uri"] for row in rows if row["text"]]
+
+
+def test_a_part_is_split_after_any_of_its_posts(lake_dir: Path) -> None:
+    write_posts(lake_dir, DAY, [post(n, text="" if n % 3 else f"text {n}") for n in range(40)])
+    [part] = select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"].parts
+    whole = chosen(lake_dir, Selection((part,)))
+    for rows in range(1, part.chosen):
+        head, tail = split_part(part, rows)
+        assert (head.chosen, tail.chosen) == (rows, part.chosen - rows)
+        assert [chosen(lake_dir, Selection((half,))) for half in (head, tail)] == [whole[:rows], whole[rows:]]
 
 
 def test_a_bad_file_stops_or_is_reported(lake_dir: Path) -> None:
