@@ -137,7 +137,10 @@ class ApiClassifier:
         asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
 
     async def _start(self) -> None:
+        import anyio
+
         self._clients = Clients(self._limits)
+        await anyio.sleep(0)  # imports its back end, which the first requests would wait for in their slots
         self._queue: deque[_Request] = deque()
         self._arrived = asyncio.Event()
         self._in_flight = 0
@@ -231,7 +234,8 @@ class ApiClassifier:
                     self._landed.clear()
                     await self._landed.wait()
                 head = self._queue[0]
-                slot = await self._slots.wait(len(self._queue), self._api.tokens(head.texts))
+                wanted = len(self._queue) if self._works else 1
+                slot = await self._slots.wait(wanted, self._api.tokens(head.texts))
             request = self._queue.popleft()
             if self._over is not None:
                 _fail(request, self._over)
@@ -352,6 +356,7 @@ class Clients:
         self._limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
         # Made once: reading the certificates takes longer than a request.
         self._context = httpx.create_ssl_context()
+        self._free.append(self._make())  # and so is what the first client imports
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[httpx.AsyncClient]:

@@ -29,7 +29,7 @@ from datasets.queues import digest
 from datasets.scratch import scratch_folder
 
 # Seconds that are added to the second of the quota, for the way to the other side.
-MARGIN = 0.015
+MARGIN = 0.018
 # A lease holds slots of the next so many seconds; a pause reaches everybody after that time.
 HORIZON = 0.25
 # Slots of so many seconds that nobody took are made up for, at twice the pace and within the quota:
@@ -121,7 +121,7 @@ class Limiter:
                 60 * (1 + MARGIN) / (quota.tokens_per_minute * state.rate) if quota.tokens_per_minute else 0.0
             )
             # No more than the quota in any second of what was really sent. A request that left late
-            # moves the one a quota after it, and that one only: being late costs no slot.
+            # moves the one a quota after it, and that one only: being late costs no slot. An early one, too.
             window = max(1, int(quota.requests))
             period = max(1.0, window / quota.requests) + MARGIN
             for planned, left in late:

@@ -14,7 +14,7 @@ from actors.remote import Quota
 # A request is made ready this much before its slot and then held: making it takes milliseconds, which
 # it would leave late, each time. Waking up and writing it takes about as much as the second.
 _AHEAD, _WRITING = 0.02, 0.002
-# A request that leaves this much after its slot is reported, at the latest so many seconds after.
+# When a request has left is told with the next lease, or after so many seconds if it was late by this much.
 _LATE, _TELL_SECONDS = 0.002, 0.1
 # A slot that was missed by more than this is given up: the limiter may have handed out the slots of
 # a second later before it could hear of it.
@@ -82,10 +82,9 @@ class Slots:
     def sent(self, slot: Slot) -> None:
         """The request of a slot has left just now."""
         late = time.monotonic() - slot.at
-        if late > _LATE:
-            self._late.append((slot.planned, slot.planned + late))
-            if self._telling is None:
-                self._telling = asyncio.create_task(self._tell())
+        self._late.append((slot.planned, slot.planned + late))
+        if late > _LATE and self._telling is None:
+            self._telling = asyncio.create_task(self._tell())
 
     async def _tell(self) -> None:
         """What no lease takes along soon is told by itself: others are given the slots of a second later."""

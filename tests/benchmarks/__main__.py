@@ -8,6 +8,9 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 FOLDER = Path(__file__).parent
 
@@ -24,6 +27,13 @@ def machine() -> str:
     return f"{datetime.now(UTC):%Y-%m-%d}, {here}, load {os.getloadavg()[0]:.1f}"
 
 
+def _stolen(before: Any, after: Any) -> float:
+    """What the host gave to others while something here wanted to run, of all time that was not idle."""
+    steal = float(getattr(after, "steal", 0.0) - getattr(before, "steal", 0.0))
+    busy = sum(after) - after.idle - sum(before) + before.idle
+    return steal / busy if busy else 0.0
+
+
 def main() -> None:
     known = benchmarks()
     chosen = sys.argv[1:] or list(known)
@@ -32,10 +42,12 @@ def main() -> None:
     failed = []
     for name in chosen:
         print(f"== {name}: {known[name]}\n   {machine()}", flush=True)
+        before = psutil.cpu_times()
         # In a process of its own: one may not warm up another, or leave it less memory.
         module = [sys.executable, "-m", f"tests.benchmarks.{name}"]
         if subprocess.run(module, cwd=FOLDER.parent.parent, check=False).returncode:
             failed.append(name)
+        print(f"   {_stolen(before, psutil.cpu_times()):.0%} of the processors' time went to other virtual machines")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
