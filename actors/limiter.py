@@ -29,7 +29,7 @@ from datasets.queues import digest
 from datasets.scratch import scratch_folder
 
 # Seconds that are added to the second of the quota, for the way to the other side.
-MARGIN = 0.018
+MARGIN = 0.02
 # A lease holds slots of the next so many seconds; a pause reaches everybody after that time.
 HORIZON = 0.25
 # Slots of so many seconds that nobody took are made up for, at twice the pace and within the quota:
@@ -104,12 +104,12 @@ class Limiter:
         tokens: float = 0.0,
         *,
         succeeded: int = 0,
-        late: Sequence[tuple[float, float | None]] = (),
+        used: Sequence[tuple[float, float | None]] = (),
     ) -> Lease:
         """At most `count` slots within the horizon, for requests of about `tokens` each.
 
-        Since the last call `succeeded` answers have come, and for each of `late` a request has left
-        at its second time and not at the first, its slot; None where none has left for that slot.
+        Since the last call `succeeded` answers have come, and each of `used` is a slot and the
+        time, a little before or after it, at which a request has left for it; None where none has.
         """
         with self._state() as state:
             now = time.monotonic()
@@ -121,10 +121,10 @@ class Limiter:
                 60 * (1 + MARGIN) / (quota.tokens_per_minute * state.rate) if quota.tokens_per_minute else 0.0
             )
             # No more than the quota in any second of what was really sent. A request that left late
-            # moves the one a quota after it, and that one only: being late costs no slot. An early one, too.
+            # moves the one a quota after it, and that one only: being late costs no slot.
             window = max(1, int(quota.requests))
             period = max(1.0, window / quota.requests) + MARGIN
-            for planned, left in late:
+            for planned, left in used:
                 if planned in state.sent:
                     state.sent.remove(planned)
                     if left is None:

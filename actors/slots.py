@@ -39,7 +39,7 @@ class Slots:
         self._call, self._quota, self._run_id, self._integration = call, quota, run_id, integration
         self._slots: deque[Slot] = deque()
         self._boot = boot_id()
-        self._late: list[tuple[float, float | None]] = []
+        self._used: list[tuple[float, float | None]] = []
         self._refill: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
         self._succeeded = 0
@@ -62,12 +62,12 @@ class Slots:
             await asyncio.sleep(max(0.0, slot.at - _AHEAD - time.monotonic()))
             if time.monotonic() - slot.at <= _MISSED:
                 return slot
-            self._late.append((slot.planned, None))
+            self._used.append((slot.planned, None))
 
     async def _lease(self, count: int, tokens: float) -> None:
         succeeded, self._succeeded = self._succeeded, 0
-        late, self._late = self._late, []
-        lease: Lease = await self._call("lease", self._quota, count, tokens, succeeded=succeeded, late=late)
+        used, self._used = self._used, []
+        lease: Lease = await self._call("lease", self._quota, count, tokens, succeeded=succeeded, used=used)
         # Slots are of the limiter's clock. On another machine they are told apart from its `now`.
         shift = 0.0 if lease.boot == self._boot else time.monotonic() - lease.now
         self._slots.extend(Slot(planned + shift, planned) for planned in lease.slots)
@@ -82,7 +82,7 @@ class Slots:
     def sent(self, slot: Slot) -> None:
         """The request of a slot has left just now."""
         late = time.monotonic() - slot.at
-        self._late.append((slot.planned, slot.planned + late))
+        self._used.append((slot.planned, slot.planned + late))
         if late > _LATE and self._telling is None:
             self._telling = asyncio.create_task(self._tell())
 
@@ -90,9 +90,9 @@ class Slots:
         """What no lease takes along soon is told by itself: others are given the slots of a second later."""
         await asyncio.sleep(_TELL_SECONDS)
         self._telling = None
-        if self._late:
-            late, self._late = self._late, []
-            await self._call("lease", self._quota, 0, late=late)
+        if self._used:
+            used, self._used = self._used, []
+            await self._call("lease", self._quota, 0, used=used)
 
     def succeeded(self) -> None:
         self._succeeded += 1

@@ -52,16 +52,16 @@ def test_the_quota_is_used_and_never_exceeded(tmp_path: Path) -> None:
 
 def test_a_request_that_left_late_moves_the_one_a_quota_later(tmp_path: Path) -> None:
     """Every tenth request is late by 40 ms. What was really sent still keeps to the quota, and nearly uses it."""
-    limiter, sent, late = make(tmp_path), [], []
+    limiter, sent, used = make(tmp_path), [], []
     end = time.monotonic() + 3.0
     while time.monotonic() < end:
-        lease = limiter.lease(HUNDRED, 25, late=late)
-        late = []
+        lease = limiter.lease(HUNDRED, 25, used=used)
+        used = []
         for slot in lease.slots:
             left = slot + (0.04 if len(sent) % 10 == 0 else 0.0)
             sent.append(left)
             if left > slot:
-                late.append((slot, left))
+                used.append((slot, left))
         time.sleep(0.02)
     assert most_in_a_second(sent) <= 100
     assert len([slot for slot in sent if slot < end]) >= 285
@@ -72,11 +72,11 @@ def test_slots_that_nobody_used_are_made_up_for_within_the_quota(tmp_path: Path)
     limiter = make(tmp_path)
     unused = limiter.lease(HUNDRED, 20).slots
     sent: list[float] = []
-    late: list[tuple[float, float | None]] = [(slot, None) for slot in unused]
+    used: list[tuple[float, float | None]] = [(slot, None) for slot in unused]
     start = time.monotonic()
     while time.monotonic() < start + 3.0:
-        sent += limiter.lease(HUNDRED, 25, late=late).slots
-        late = []
+        sent += limiter.lease(HUNDRED, 25, used=used).slots
+        used = []
         time.sleep(0.02)
     assert most_in_a_second(sent) <= 100
     assert sum(slot < unused[0] + 1.0 for slot in sent) >= 99

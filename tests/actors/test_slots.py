@@ -21,11 +21,11 @@ def elsewhere(limiter: Limiter, shift: float) -> Any:
     reports: list[tuple[float, float | None]] = []
     here: dict[float, float] = {}
 
-    async def call(method: str, *arguments: Any, late: Sequence[tuple[float, float | None]] = (), **named: Any) -> Any:
+    async def call(method: str, *arguments: Any, used: Sequence[tuple[float, float | None]] = (), **named: Any) -> Any:
         assert method == "lease"
-        reports.extend(late)
-        ours = [(here[planned], left and left - shift) for planned, left in late]
-        lease = limiter.lease(*arguments, late=ours, **named)
+        reports.extend(used)
+        ours = [(here[planned], left and left - shift) for planned, left in used]
+        lease = limiter.lease(*arguments, used=ours, **named)
         here.update({slot + shift: slot for slot in lease.slots})
         boot = "another" if shift else lease.boot
         return replace(lease, slots=tuple(slot + shift for slot in lease.slots), now=lease.now + shift, boot=boot)
@@ -52,6 +52,22 @@ def test_a_late_request_is_reported_in_time_without_another_lease(tmp_path: Path
     ((planned, left),) = call.reports
     assert left - planned == pytest.approx(0.3, abs=0.05)
     assert limiter.lease(ONE, 1).wait == pytest.approx(0.3 + 1 - 0.5, abs=0.1)
+
+
+def test_when_a_request_has_left_is_told_with_the_next_lease(tmp_path: Path) -> None:
+    call = elsewhere(Limiter("x", str(tmp_path)), 0.0)
+
+    async def send_before_the_slot() -> None:
+        slots = Slots(call, Quota(4), "run", "integration")
+        for _ in range(2):
+            slot = await slots.wait(1, 0.0)
+        slots.sent(slot)  # without waiting any longer
+        assert not call.reports
+        await slots.wait(1, 0.0)
+
+    asyncio.run(send_before_the_slot())
+    ((planned, left),) = call.reports
+    assert planned - 0.1 < left < planned
 
 
 def test_a_slot_that_was_missed_is_given_back(tmp_path: Path) -> None:
