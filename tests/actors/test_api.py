@@ -14,8 +14,9 @@ import pytest
 from actors.api import ApiClassifier, connect_here
 from actors.classifiers import perspective, sociopolitical
 from actors.integrations import Environment
+from actors.limiter import Lease, Limiter
 from actors.llm import ChatApi, LocalOrLlmSettings
-from actors.remote import MalformedError
+from actors.remote import MalformedError, Quota
 from datasets.errors import ConfigError, FatalError, RejectedPost, RetryableError
 from tests.api_server import KEY, Api, api_server, share
 
@@ -105,6 +106,24 @@ def test_a_wrong_key_stops_within_a_few_calls_and_names_the_variable(status: int
             classifier.classify([f"post {n}" for n in range(200)])
         assert "wrong-key" not in str(raised.value)
         assert api.stats()["calls"] <= 3
+
+
+def test_one_slot_is_taken_until_the_key_is_known_to_be_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others would be held while the first request is alone, and be lost to everybody."""
+    taken: list[tuple[int, float]] = []
+    lease = Limiter.lease
+
+    def noted(self: Limiter, quota: Quota, count: int, *arguments: Any, **named: Any) -> Lease:
+        taken.append((count, time.monotonic()))
+        return lease(self, quota, count, *arguments, **named)
+
+    monkeypatch.setattr(Limiter, "lease", noted)
+    with api_server(latency=0.3) as api:
+        ask_perspective(api).classify([f"text {n}" for n in range(100)])
+        (first, second, *_) = api.stats()["arrivals"]
+    assert second - first > 0.3
+    assert {count for count, at in taken if at < first + 0.3} <= {0, 1}
+    assert max(count for count, _ in taken) > 10
 
 
 def test_a_missing_key_is_told_before_any_call() -> None:
