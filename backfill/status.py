@@ -8,8 +8,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-
 from actors.integrations import Integration, integrations
 from backfill.config import Workspace, new_run_id
 from backfill.scope import BadFiles
@@ -20,7 +18,7 @@ from datasets.errors import BackfillError, ConfigError
 from datasets.lake import POSTS
 from datasets.locks import Lock
 from datasets.mirror import fill, missing_files
-from datasets.posts import Sources, select
+from datasets.posts import Sources, no_uris, select
 
 
 @dataclass
@@ -45,11 +43,7 @@ def status(place: Workspace, start: str | None, end: str | None, bad_files: BadF
     if not lake.exists(""):
         raise ConfigError(f"there is no data folder {lake.root}; set --data-dir or BACKFILL_DATA_DIR")
     found = Status()
-
-    def nothing(_: str) -> pa.ChunkedArray:
-        return pa.chunked_array([], pa.string())
-
-    posts = select(lake, Sources(lake.partitions(POSTS, start, end)), {"": nothing}, on_bad=bad_files)[""].by_date()
+    posts = select(lake, Sources(lake.partitions(POSTS, start, end)), {"": no_uris}, on_bad=bad_files)[""].by_date()
     for name, integration in integrations().items():
         labelled = store.coverage(lake, integration.labels, start, end, bad_files)
         found.queues[name] = {kind: queues.count(lake, kind, name) for kind in ("input", "output")}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import lru_cache
 
@@ -83,6 +83,11 @@ class Sample:
 
     proportion: float
     seed: int = 0
+
+
+def no_uris(_: str) -> pa.ChunkedArray:
+    """Leaves nothing out, where URIs to leave out are asked for."""
+    return pa.chunked_array([], pa.string())
 
 
 def raise_bad_file(error: BadFile) -> None:
@@ -331,7 +336,7 @@ def _parts(scan: _Scan, chosen: Bits) -> Iterator[Part]:
         start = stop
 
 
-def _part(day: str, path: str, groups: list[int], chosen: Bits) -> Iterator[Part]:
+def _part(day: str, path: str, groups: Sequence[int], chosen: Bits) -> Iterator[Part]:
     count = int(chosen.sum())
     if count:
         yield Part(path, day, tuple(groups), len(chosen), count, np.packbits(chosen).tobytes())
@@ -341,11 +346,8 @@ def split_part(part: Part, rows: int) -> tuple[Part, Part]:
     """A part's first `rows` chosen rows, at least one and not all of them, and the others."""
     chosen = _bits(part)
     first = chosen & (np.cumsum(chosen) <= rows)
-
-    def kept(bits: Bits) -> Part:
-        return replace(part, chosen=int(bits.sum()), mask=np.packbits(bits).tobytes())
-
-    return kept(first), kept(chosen & ~first)
+    [head], [tail] = (_part(part.date, part.path, part.row_groups, bits) for bits in (first, chosen & ~first))
+    return head, tail
 
 
 def _bits(part: Part) -> Bits:

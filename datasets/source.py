@@ -39,11 +39,11 @@ def eligible_posts(lake: Lake, selection: Selection, block_rows: int, readers: i
 class SelectedPosts(Datasource):  # type: ignore[misc]  # Ray has no types
     def __init__(self, lake: Lake, selection: Selection, first_rows: int) -> None:
         self._lake = lake
-        self._selection = selection
+        self._rows = selection.total
         self.tasks = _tasks(selection, first_rows)
 
     def estimate_inmemory_data_size(self) -> int:
-        return self._selection.total * POST_BYTES
+        return self._rows * POST_BYTES
 
     @property
     def supports_distributed_reads(self) -> bool:
@@ -57,7 +57,7 @@ class SelectedPosts(Datasource):  # type: ignore[misc]  # Ray has no types
 
 
 def _tasks(selection: Selection, first_rows: int) -> list[list[Part]]:
-    """Parts in runs of about PART_ROWS posts, so that many small files cost one task; `first_rows` apart."""
+    """What each read task reads: the first `first_rows` posts apart from the others."""
     first, rest = _split(selection.parts, first_rows)
     return [task for parts in (first, rest) for task in _gathered(parts)]
 
@@ -77,6 +77,7 @@ def _split(parts: Sequence[Part], rows: int) -> tuple[list[Part], list[Part]]:
 
 
 def _gathered(parts: Sequence[Part]) -> list[list[Part]]:
+    """Parts in runs of about PART_ROWS posts, so that many small files cost one task."""
     tasks: list[list[Part]] = []
     rows = PART_ROWS
     for part in parts:

@@ -17,6 +17,7 @@ from backfill.config import workspace
 from backfill.preprocess import PreprocessResult, preprocess
 from backfill.scope import BadFiles, Scope, find_posts
 from datasets.errors import BadFile, ConfigError
+from datasets.posts import no_uris
 from datasets.raw_records import record_schema
 from tests.support import make_uri, write_posts
 
@@ -175,5 +176,5 @@ def test_what_is_preprocessed_is_eligible(tmp_path: Path) -> None:
     raw(tmp_path, "post", day, [entry(n, day) for n in range(20)])
     run(tmp_path)
     place = workspace(str(tmp_path), None, None, None, debug=False)
-    selection = find_posts(place.lake, Scope("posts", day, day), {"x": lambda _: pa.chunked_array([], pa.string())})
+    selection = find_posts(place.lake, Scope("posts", day, day), {"x": no_uris})
     assert selection["x"].total == 20

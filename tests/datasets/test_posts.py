@@ -13,14 +13,10 @@ import pytest
 from datasets import posts
 from datasets.errors import BadFile, ConfigError
 from datasets.lake import Lake
-from datasets.posts import Sample, Selection, Sources, post_sources, read_part, select, split_part
+from datasets.posts import Sample, Selection, Sources, no_uris, post_sources, read_part, select, split_part
 from tests.support import DAY, make_uri, post, write_partition, write_posts
 
 DAYS = ["2024-10-01", "2024-10-02", "2024-10-03", "2024-10-04"]
-
-
-def nothing(_: str) -> pa.ChunkedArray:
-    return pa.chunked_array([], pa.string())
 
 
 def these(by_day: dict[str, Iterable[str]]) -> posts.UrisOf:
@@ -57,7 +53,7 @@ def test_only_whole_posts_of_the_range_are_eligible(lake_dir: Path) -> None:
     write_posts(lake_dir, DAYS[1], rows)
     write_posts(lake_dir, "2024-09-30", [post(20)])
     write_posts(lake_dir, "2024-10-05", [post(21)])
-    found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"]
+    found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": no_uris})["x"]
     assert uris(chosen(lake_dir, found)) == [make_uri(n) for n in (0, 7, 8)]
     assert found.by_date() == {DAYS[1]: 3}
 
@@ -65,7 +61,7 @@ def test_only_whole_posts_of_the_range_are_eligible(lake_dir: Path) -> None:
 def test_a_read_post_is_unchanged_and_knows_its_partition(lake_dir: Path) -> None:
     texts = ["a\x00b", "quo\"te'", "עברית و العربية", "\\n \n", "x" * 20_000, " padded "]
     write_posts(lake_dir, DAY, [post(n, text=text) for n, text in enumerate(texts)])
-    rows = chosen(lake_dir, select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"])
+    rows = chosen(lake_dir, select(Lake(str(lake_dir)), sources(lake_dir), {"x": no_uris})["x"])
     assert [row["text"] for row in rows] == texts
     assert {row["partition_date"] for row in rows} == {DAY}
 
@@ -75,7 +71,7 @@ def test_the_first_of_a_uri_is_taken_within_and_across_partitions(lake_dir: Path
     write_posts(lake_dir, DAYS[0], [post(0, text="other file"), post(1)], name="b")
     write_posts(lake_dir, DAYS[1], [post(1, text="later"), post(2)])
     write_posts(lake_dir, DAYS[2], [post(0, text="much later"), post(2, text="later too")])
-    rows = chosen(lake_dir, select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"])
+    rows = chosen(lake_dir, select(Lake(str(lake_dir)), sources(lake_dir), {"x": no_uris})["x"])
     assert [(row["uri"], row["partition_date"]) for row in rows] == [
         (make_uri(0), DAYS[0]), (make_uri(1), DAYS[0]), (make_uri(2), DAYS[1]),
     ]  # fmt: skip
@@ -85,13 +81,13 @@ def test_the_first_of_a_uri_is_taken_within_and_across_partitions(lake_dir: Path
 def test_a_blank_first_occurrence_does_not_hide_a_whole_one(lake_dir: Path) -> None:
     write_posts(lake_dir, DAYS[0], [post(0, text=" ")])
     write_posts(lake_dir, DAYS[1], [post(0)])
-    assert select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"].by_date() == {DAYS[1]: 1}
+    assert select(Lake(str(lake_dir)), sources(lake_dir), {"x": no_uris})["x"].by_date() == {DAYS[1]: 1}
 
 
 def test_a_uri_labelled_in_any_partition_of_the_range_is_left_out(lake_dir: Path) -> None:
     write_posts(lake_dir, DAYS[0], [post(0), post(1)])
     write_posts(lake_dir, DAYS[1], [post(0), post(2)])
-    excluded = {"early": these({DAYS[0]: [make_uri(0)]}), "late": these({DAYS[1]: [make_uri(0)]}), "none": nothing}
+    excluded = {"early": these({DAYS[0]: [make_uri(0)]}), "late": these({DAYS[1]: [make_uri(0)]}), "none": no_uris}
     found = select(Lake(str(lake_dir)), sources(lake_dir), excluded)
     assert {name: uris(chosen(lake_dir, selection)) for name, selection in found.items()} == {
         "early": [make_uri(1), make_uri(2)],
@@ -106,7 +102,7 @@ def test_equal_hashes_are_not_taken_for_equal_uris(lake_dir: Path, monkeypatch: 
     monkeypatch.setattr(posts, "_hash", lambda uris, _: np.zeros(len(uris), np.uint64))
     write_posts(lake_dir, DAYS[0], [post(0), post(1), post(0)])
     write_posts(lake_dir, DAYS[1], [post(1), post(2)])
-    found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"]
+    found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": no_uris})["x"]
     assert uris(chosen(lake_dir, found)) == [make_uri(0), make_uri(1), make_uri(2)]
 
 
@@ -121,7 +117,7 @@ def test_feeds_select_by_the_dates_of_feeds_and_look_back(lake_dir: Path) -> Non
 
     def pick(start: str, end: str, lookback: int) -> list[str]:
         where = sources(lake_dir, start, end, "posts_used_in_feeds", lookback)
-        return uris(chosen(lake_dir, select(lake, where, {"x": nothing})["x"]))
+        return uris(chosen(lake_dir, select(lake, where, {"x": no_uris})["x"]))
 
     assert pick(DAYS[2], DAYS[2], 4) == [make_uri(n) for n in (0, 10, 20)], "30 is of the day after the feed"
     assert pick(DAYS[2], DAYS[2], 1) == [make_uri(n) for n in (10, 20)]
@@ -134,7 +130,7 @@ def test_a_sample_is_the_same_for_every_integration_and_grows_with_its_proportio
     lake = Lake(str(lake_dir))
 
     def pick(proportion: float, seed: int = 0) -> dict[str, set[str]]:
-        excluded = {"a": nothing, "b": these({DAYS[0]: [make_uri(n) for n in range(1000)]})}
+        excluded = {"a": no_uris, "b": these({DAYS[0]: [make_uri(n) for n in range(1000)]})}
         found = select(lake, sources(lake_dir), excluded, Sample(proportion, seed))
         return {name: set(uris(chosen(lake_dir, selection))) for name, selection in found.items()}
 
@@ -151,7 +147,7 @@ def test_a_limit_takes_the_earliest_dates_first(lake_dir: Path) -> None:
         write_posts(lake_dir, day, [post(10 * index + n) for n in range(3)])
     lake = Lake(str(lake_dir))
     for limit, expected in ((0, {}), (2, {DAYS[0]: 2}), (5, {DAYS[0]: 3, DAYS[1]: 2}), (99, dict.fromkeys(DAYS, 3))):
-        assert select(lake, sources(lake_dir), {"x": nothing}, limit=limit)["x"].by_date() == expected
+        assert select(lake, sources(lake_dir), {"x": no_uris}, limit=limit)["x"].by_date() == expected
 
 
 def test_files_with_many_row_groups_are_cut_into_parts_that_read_back_the_same(
@@ -161,7 +157,7 @@ def test_files_with_many_row_groups_are_cut_into_parts_that_read_back_the_same(
     rows = [post(n, text="" if n % 3 == 0 else f"text {n}") for n in range(200)]
     path = write_posts(lake_dir, DAY, rows)
     pq.write_table(pq.ParquetFile(path).read(), path, row_group_size=7)
-    found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"]
+    found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": no_uris})["x"]
     assert len(found.parts) > 4
     assert max(part.chosen for part in found.parts) <= 25
     assert uris(chosen(lake_dir, found)) == [row["uri"] for row in rows if row["text"]]
@@ -169,7 +165,7 @@ def test_files_with_many_row_groups_are_cut_into_parts_that_read_back_the_same(
 
 def test_a_part_is_split_after_any_of_its_posts(lake_dir: Path) -> None:
     write_posts(lake_dir, DAY, [post(n, text="" if n % 3 else f"text {n}") for n in range(40)])
-    [part] = select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"].parts
+    [part] = select(Lake(str(lake_dir)), sources(lake_dir), {"x": no_uris})["x"].parts
     whole = chosen(lake_dir, Selection((part,)))
     for rows in range(1, part.chosen):
         head, tail = split_part(part, rows)
@@ -182,8 +178,8 @@ def test_a_bad_file_stops_or_is_reported(lake_dir: Path) -> None:
     write_posts(lake_dir, DAYS[0], [post(1)], name="bad").write_bytes(b"PAR1")
     lake, skipped = Lake(str(lake_dir)), []
     with pytest.raises(BadFile, match=r"bad\.parquet"):
-        select(lake, sources(lake_dir), {"x": nothing})
-    found = select(lake, sources(lake_dir), {"x": nothing}, on_bad=skipped.append)["x"]
+        select(lake, sources(lake_dir), {"x": no_uris})
+    found = select(lake, sources(lake_dir), {"x": no_uris}, on_bad=skipped.append)["x"]
     assert (found.total, [error.path for error in skipped]) == (
         1,
         [str(lake_dir / f"preprocessed_posts/cache/partition_date={DAYS[0]}/bad.parquet")],
@@ -195,12 +191,12 @@ def test_text_that_is_not_utf8_is_a_bad_file(lake_dir: Path) -> None:
     text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
     pq.write_table(pa.table({"uri": ["a"], "text": text, "preprocessing_timestamp": ["t"]}), path)
     with pytest.raises(BadFile, match="UTF-8"):
-        select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})
+        select(Lake(str(lake_dir)), sources(lake_dir), {"x": no_uris})
 
 
 def test_a_file_that_changed_after_the_selection_is_not_read_by_its_bits(lake_dir: Path) -> None:
     write_posts(lake_dir, DAY, [post(n) for n in range(5)])
-    found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": nothing})["x"]
+    found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": no_uris})["x"]
     write_posts(lake_dir, DAY, [post(n) for n in range(9)])
     with pytest.raises(ConfigError, match="changed while it was read"):
         chosen(lake_dir, found)

@@ -6,7 +6,7 @@ import pytest
 
 from datasets import source
 from datasets.lake import Lake
-from datasets.posts import post_sources, raise_bad_file, select
+from datasets.posts import no_uris, post_sources, raise_bad_file, select
 from tests.support import post, write_posts
 
 DAYS = ["2024-10-01", "2024-10-02", "2024-10-03"]
@@ -23,7 +23,7 @@ def test_blocks_hold_each_post_once_in_order_and_the_first_comes_early(
         write_posts(lake_dir, day, of_day)
     lake = Lake(str(lake_dir))
     sources = post_sources(lake, "posts", DAYS[0], DAYS[-1], 0, raise_bad_file)
-    selection = select(lake, sources, {"x": lambda day: source.pa.chunked_array([], source.pa.string())})["x"]
+    selection = select(lake, sources, {"x": no_uris})["x"]
     posts = source.eligible_posts(lake, selection, block_rows, readers=1)
     posts.context.execution_options.preserve_order = True
     blocks = [table["uri"].to_pylist() for table in posts.iter_batches(batch_size=None, batch_format="pyarrow")]
