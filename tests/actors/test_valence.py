@@ -27,6 +27,14 @@ def test_compound_is_vaders_own_to_the_last_bit() -> None:
     assert (vader.model, vader.revision) == ("vaderSentiment", importlib.metadata.version("vaderSentiment"))
 
 
+def test_every_emoji_that_vader_knows_counts_as_it_does_there() -> None:
+    analyzer = SentimentIntensityAnalyzer()
+    texts = [text for emoji in analyzer.emojis for text in (emoji, f"I{emoji}this", f"{emoji} bad", f" {emoji}")]
+    assert len(texts) > 10_000
+    compounds = [outcome["compound"] for outcome in Vader().classify(texts)]
+    assert compounds == [analyzer.polarity_scores(text)["compound"] for text in texts]
+
+
 @pytest.mark.parametrize(
     ("compound", "label"),
     [
