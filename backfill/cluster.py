@@ -21,6 +21,9 @@ from datasets.errors import ConfigError
 ROOT = Path(__file__).resolve().parent.parent
 # Blocks in flight are a few MiB each; what lies in the object store is memory that a laptop lacks.
 _OBJECT_STORE_BYTES = 512 * 1024**2
+# Read tasks come further apart than the second for which Ray keeps a worker that has nothing to do, and a new one
+# imports for two seconds of a processor.
+_IDLE_WORKER_MS = 600_000
 _ENDED = "error: this process was killed, or Ray is gone that it worked on; run the same command again to go on"
 
 
@@ -48,6 +51,7 @@ def start_ray(address: str | None, *, debug: bool) -> bool:
             options["runtime_env"] = {"working_dir": str(ROOT), "excludes": _excludes()}
     else:
         options |= {"address": "local", "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+        options["_system_config"] = {"idle_worker_killing_time_threshold_ms": _IDLE_WORKER_MS}
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     # Two seconds of imports fit into the wait for Ray's processes.
