@@ -304,6 +304,8 @@ class ApiClassifier:
                 await self._slots.hold(slot)
             elif event == "http11.send_request_body.complete":
                 self._slots.sent(slot)
+            elif event == "http11.receive_response_headers.complete":
+                self._slots.answered(slot)
 
         try:
             async with asyncio.timeout(self._limits.timeout), self._clients.one() as client:

@@ -1,8 +1,8 @@
 """The rate limit of one credential at one endpoint: who may send when.
 
 Sending times are handed out as leases of several slots, evenly spaced. A request counts from when it
-has really left: never more than the quota in any second of that, and a hundredth of a second more,
-because the way to the other side takes one longer than another.
+has arrived, and there is never more than the quota in any second of that. When it arrived is not seen
+from here: not before it left, and the later, the later its answer came.
 
 The state is a small file behind a lock, and the actor in front of it serves the cluster. So runs
 that share a machine share the quota even where each has a Ray of its own, and a limiter that is
@@ -11,7 +11,6 @@ killed comes back where it was.
 
 from __future__ import annotations
 
-import bisect
 import fcntl
 import json
 import os
@@ -28,7 +27,8 @@ from actors.remote import Quota
 from datasets.queues import digest
 from datasets.scratch import scratch_folder
 
-# Seconds that are added to the second of the quota, for the way to the other side.
+# A request counts from so many seconds after it left, because the way to the other side takes one longer
+# than another; from less if its answer came so soon that it can't have been under way for long.
 MARGIN = 0.02
 # A lease holds slots of the next so many seconds; a pause reaches everybody after that time.
 HORIZON = 0.25
@@ -66,7 +66,7 @@ class _State:
     paused_until: float = 0.0
     rate: float = 1.0
     throttled_at: float = 0.0
-    sent: list[float] = field(default_factory=list)  # the last slots, each at the time it was really used
+    counted: list[tuple[float, float]] = field(default_factory=list)  # when each of the last slots counts from
     throttles: int = 0  # without a success in between
     reports: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -109,7 +109,7 @@ class Limiter:
         """At most `count` slots within the horizon, for requests of about `tokens` each.
 
         Since the last call `succeeded` answers have come, and each of `used` is a slot and the
-        time, a little before or after it, at which a request has left for it; None where none has.
+        time that its request counts from, as far as that is known; None where none has left.
         """
         with self._state() as state:
             now = time.monotonic()
@@ -120,32 +120,31 @@ class Limiter:
             token_seconds = (
                 60 * (1 + MARGIN) / (quota.tokens_per_minute * state.rate) if quota.tokens_per_minute else 0.0
             )
-            # No more than the quota in any second of what was really sent. A request that left late
-            # moves the one a quota after it, and that one only: being late costs no slot.
+            # No more than the quota in any second. A request that left late moves the one a quota
+            # after it, and that one only: being late costs no slot.
             window = max(1, int(quota.requests))
-            period = max(1.0, window / quota.requests) + MARGIN
-            for planned, left in used:
-                if planned in state.sent:
-                    state.sent.remove(planned)
-                    if left is None:
-                        state.next_request -= spacing
-                    else:
-                        bisect.insort(state.sent, left)
-            del state.sent[: -window - int(window * HORIZON) - count]
+            period = max(1.0, window / quota.requests)
+            known = dict(used)
+            given_up = sum(known.get(slot, slot) is None for _, slot in state.counted)
+            state.next_request -= given_up * spacing
+            state.counted = sorted(
+                (counts, slot) for before, slot in state.counted if (counts := known.get(slot, before)) is not None
+            )
+            del state.counted[: -window - int(window * HORIZON) - count]
             if state.next_request < now - _CATCH_UP:
                 state.next_request = now
             state.next_request = max(state.next_request, state.paused_until)
             slots: list[float] = []
             while True:
                 slot = max(now, state.next_request, state.next_token)
-                if state.sent:
-                    slot = max(slot, state.sent[-1] + spacing / 2)
-                if len(state.sent) >= window:
-                    slot = max(slot, state.sent[-window] + period)
+                if state.counted:
+                    slot = max(slot, state.counted[-1][0] - MARGIN + spacing / 2)
+                if len(state.counted) >= window:
+                    slot = max(slot, state.counted[-window][0] + period)
                 if len(slots) == count or slot > now + HORIZON:
                     break
                 slots.append(slot)
-                state.sent.append(slot)
+                state.counted.append((slot + MARGIN, slot))
                 state.next_request += spacing
                 state.next_token = max(state.next_token, slot) + tokens * token_seconds
             return Lease(tuple(slots), now, self._boot, 0.0 if slots else slot - now)

@@ -6,16 +6,20 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-from actors.limiter import HORIZON, Lease, boot_id, shared_limiter
+from actors.limiter import HORIZON, MARGIN, Lease, boot_id, shared_limiter
 from actors.remote import Quota
 
 # A request is made ready this much before its slot and then held: making it takes milliseconds, which
 # it would leave late, each time. Waking up and writing it takes about as much as the second.
 _AHEAD, _WRITING = 0.02, 0.002
-# When a request has left is told with the next lease, or after so many seconds if it was late by this much.
+# A request that was late by this much is told after so many seconds, if no lease takes that along before.
 _LATE, _TELL_SECONDS = 0.002, 0.1
+# A request was at most as much longer on its way than another as its answer took longer than the
+# quickest. After so many answers that one is known; and what is left to doubt is so many seconds.
+_ENOUGH_ANSWERS, _DOUBT = 20, 0.005
 # A slot that was missed by more than this is given up: the limiter may have handed out the slots of
 # a second later before it could hear of it.
 _MISSED = HORIZON
@@ -25,11 +29,13 @@ _POLL = HORIZON / 5
 _REPORT_SECONDS = 1.0
 
 
-class Slot(NamedTuple):
-    """A time to send at: by the clock of this machine, and by the limiter's."""
+@dataclass(eq=False)
+class Slot:
+    """A time to send at, by the clock of this machine and by the limiter's; and by how much it was missed."""
 
     at: float
     planned: float
+    late: float = 0.0
 
 
 class Slots:
@@ -43,6 +49,7 @@ class Slots:
         self._refill: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
         self._succeeded = 0
+        self._answers, self._quickest = 0, float("inf")
         self._counts: Counter[str] = Counter()
         self._reported = 0.0
 
@@ -81,10 +88,20 @@ class Slots:
 
     def sent(self, slot: Slot) -> None:
         """The request of a slot has left just now."""
-        late = time.monotonic() - slot.at
-        self._used.append((slot.planned, slot.planned + late))
-        if late > _LATE and self._telling is None:
-            self._telling = asyncio.create_task(self._tell())
+        slot.late = time.monotonic() - slot.at
+        if slot.late > _LATE:
+            self._used.append((slot.planned, slot.planned + slot.late + MARGIN))
+            if self._telling is None:
+                self._telling = asyncio.create_task(self._tell())
+
+    def answered(self, slot: Slot) -> None:
+        """The answer to a slot's request begins just now."""
+        took = time.monotonic() - slot.at - slot.late
+        self._answers += 1
+        self._quickest = min(self._quickest, took)
+        if self._answers >= _ENOUGH_ANSWERS:
+            margin = min(MARGIN, took - self._quickest + _DOUBT)
+            self._used.append((slot.planned, slot.planned + slot.late + margin))
 
     async def _tell(self) -> None:
         """What no lease takes along soon is told by itself: others are given the slots of a second later."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from actors.limiter import Limiter
+from actors.limiter import MARGIN, Limiter
 from actors.remote import Quota
-from actors.slots import Slots
+from actors.slots import _DOUBT, _ENOUGH_ANSWERS, Slots
 
 ONE = Quota(1)
 
@@ -49,25 +49,26 @@ def test_a_late_request_is_reported_in_time_without_another_lease(tmp_path: Path
         await asyncio.sleep(0.2)
 
     asyncio.run(send_late())
-    ((planned, left),) = call.reports
-    assert left - planned == pytest.approx(0.3, abs=0.05)
+    ((planned, counts),) = call.reports
+    assert counts - planned == pytest.approx(0.3 + MARGIN, abs=0.05)
     assert limiter.lease(ONE, 1).wait == pytest.approx(0.3 + 1 - 0.5, abs=0.1)
 
 
-def test_when_a_request_has_left_is_told_with_the_next_lease(tmp_path: Path) -> None:
+def test_a_late_answer_leaves_open_how_late_its_request_arrived(tmp_path: Path) -> None:
+    """A request counts from when it has arrived at the latest; that is told with the next lease."""
     call = elsewhere(Limiter("x", str(tmp_path)), 0.0)
 
-    async def send_before_the_slot() -> None:
-        slots = Slots(call, Quota(4), "run", "integration")
-        for _ in range(2):
+    async def answer() -> None:
+        slots = Slots(call, Quota(1000), "run", "integration")
+        for took in [0.2] * (_ENOUGH_ANSWERS - 1) + [0.2, 0.208, 0.5]:
             slot = await slots.wait(1, 0.0)
-        slots.sent(slot)  # without waiting any longer
-        assert not call.reports
+            slot.at, slot.late = time.monotonic() - took - 0.001, 0.001
+            slots.answered(slot)
         await slots.wait(1, 0.0)
 
-    asyncio.run(send_before_the_slot())
-    ((planned, left),) = call.reports
-    assert planned - 0.1 < left < planned
+    asyncio.run(answer())
+    counts_after = [counts - planned - 0.001 for planned, counts in call.reports]
+    assert counts_after == pytest.approx([_DOUBT, _DOUBT + 0.008, MARGIN], abs=0.001)
 
 
 def test_a_slot_that_was_missed_is_given_back(tmp_path: Path) -> None:
