@@ -31,11 +31,12 @@ _REPORT_SECONDS = 1.0
 
 @dataclass(eq=False)
 class Slot:
-    """A time to send at, by the clock of this machine and by the limiter's; and by how much it was missed."""
+    """A time to send at, by the clock of this machine and by the limiter's; and between which a request did."""
 
     at: float
     planned: float
-    late: float = 0.0
+    begun: float = 0.0
+    left: float = 0.0
 
 
 class Slots:
@@ -85,23 +86,26 @@ class Slots:
     async def hold(self, slot: Slot) -> None:
         """Returns when the request, which is ready, has to be written to leave at its slot."""
         await asyncio.sleep(max(0.0, slot.at - _WRITING - time.monotonic()))
+        slot.begun = time.monotonic()
 
     def sent(self, slot: Slot) -> None:
         """The request of a slot has left just now."""
-        slot.late = time.monotonic() - slot.at
-        if slot.late > _LATE:
-            self._used.append((slot.planned, slot.planned + slot.late + MARGIN))
+        slot.left = time.monotonic()
+        if slot.left > slot.at + _LATE:
+            self._counts_from(slot, slot.left + MARGIN)
             if self._telling is None:
                 self._telling = asyncio.create_task(self._tell())
 
     def answered(self, slot: Slot) -> None:
         """The answer to a slot's request begins just now."""
-        took = time.monotonic() - slot.at - slot.late
+        now = time.monotonic()
         self._answers += 1
-        self._quickest = min(self._quickest, took)
+        self._quickest = min(self._quickest, now - slot.begun)
         if self._answers >= _ENOUGH_ANSWERS:
-            margin = min(MARGIN, took - self._quickest + _DOUBT)
-            self._used.append((slot.planned, slot.planned + slot.late + margin))
+            self._counts_from(slot, min(slot.left + MARGIN, now - self._quickest + _DOUBT))
+
+    def _counts_from(self, slot: Slot, when: float) -> None:
+        self._used.append((slot.planned, slot.planned + when - slot.at))
 
     async def _tell(self) -> None:
         """What no lease takes along soon is told by itself: others are given the slots of a second later."""
