@@ -124,12 +124,11 @@ class Limiter:
             # after it, and that one only: being late costs no slot.
             window = max(1, int(quota.requests))
             period = max(1.0, window / quota.requests)
-            known = dict(used)
-            given_up = sum(known.get(slot, slot) is None for _, slot in state.counted)
-            state.next_request -= given_up * spacing
+            known, handed_out = dict(used), len(state.counted)
             state.counted = sorted(
                 (counts, slot) for before, slot in state.counted if (counts := known.get(slot, before)) is not None
             )
+            state.next_request -= (handed_out - len(state.counted)) * spacing
             del state.counted[: -window - int(window * HORIZON) - count]
             if state.next_request < now - _CATCH_UP:
                 state.next_request = now

@@ -15,7 +15,8 @@ from actors.remote import Quota
 # A request is made ready this much before its slot and then held: making it takes milliseconds, which
 # it would leave late, each time. Waking up and writing it takes about as much as the second.
 _AHEAD, _WRITING = 0.02, 0.002
-# A request that was late by this much is told after so many seconds, if no lease takes that along before.
+# A request that was late by this much is told after so many seconds, if no lease takes that along
+# before; less is within the margin.
 _LATE, _TELL_SECONDS = 0.002, 0.1
 # A request was at most as much longer on its way than another as its answer took longer than the
 # quickest. After so many answers that one is known; and what is left to doubt is so many seconds.
@@ -31,7 +32,7 @@ _REPORT_SECONDS = 1.0
 
 @dataclass(eq=False)
 class Slot:
-    """A time to send at, by the clock of this machine and by the limiter's; and between which a request did."""
+    """A time to send at, by this machine's clock and by the limiter's; its request left between `begun` and `left`."""
 
     at: float
     planned: float
