@@ -133,13 +133,31 @@ class Lake:
             # A column at a time is a request at a time: from S3, all of a row group's are fetched at once.
             return pq.ParquetFile(self._fs.open_input_file(self._full(path)), pre_buffer=not self.is_local)
         except FileNotFoundError as error:
-            raise FileGone(f"{self.show(path)} was removed while it was needed; run the command again") from error
+            raise _gone(self.show(path)) from error
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise BadFile(self.show(path), f"not a readable Parquet file ({_first_line(error)})") from error
         except OSError as error:
             if not self.is_local:  # the endpoint's fault, not the file's
                 raise from_os_error("read", self.show(path), error) from error
             raise BadFile(self.show(path), f"cannot be read ({os_error_reason(error)})") from error
+
+    def identity(self, path: str) -> str:
+        """Differs between two versions of a file: size, modification time and inode, or the ETag of an object.
+
+        Raises FileGone where the file is not there.
+        """
+        try:
+            if self.is_local:
+                status = os.stat(self._full(path))
+                return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+
+            with self._fs.open_input_file(self._full(path)) as file:
+                about = file.metadata()
+                return "-".join(str(about.get(name)) for name in ("ETag", "Content-Length", "Last-Modified"))
+        except FileNotFoundError as error:
+            raise _gone(self.show(path)) from error
+        except OSError as error:
+            raise from_os_error("read", self.show(path), error) from error
 
     def num_rows(self, path: str) -> int:
         """From the footer alone."""
@@ -151,7 +169,7 @@ class Lake:
     ) -> Iterator[pa.RecordBatch]:
         """The columns of `schema`, batch by batch, cast to its types. An absent `optional` column is null.
 
-        Raises BadFile for a missing column, a wrong type, or bytes that do not decode.
+        Raises BadFile for a missing column, a wrong type, bytes that do not decode, or text that is not UTF-8.
         """
         with self.open_parquet(path) as file:
             present = _check_columns(self.show(path), file.schema_arrow, schema, optional)
@@ -171,6 +189,9 @@ class Lake:
                     if isinstance(error, OSError) and "AWS Error" in str(error):
                         raise from_os_error("read", self.show(path), error) from error
                     raise BadFile(self.show(path), f"cannot be decoded ({_first_line(error)})") from error
+
+                for field, column in zip(schema, columns, strict=True):
+                    _check_text(self.show(path), field, column)
                 yield pa.record_batch(columns, schema=schema)
 
     def read_bytes(self, path: str) -> bytes:
@@ -287,6 +308,20 @@ def _check_columns(shown: str, actual: pa.Schema, wanted: pa.Schema, optional: S
             raise BadFile(shown, f"column '{field.name}' is {actual.field(index).type}, not {field.type}")
         present.append(field.name)
     return present
+
+
+def _check_text(shown: str, field: pa.Field, column: pa.Array) -> None:
+    """Parquet and Arrow take any bytes for text; a lone surrogate among them stops whoever decodes it later."""
+    if not pa.types.is_string(field.type):
+        return
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise BadFile(shown, f"column '{field.name}' holds text that is not UTF-8 ({_first_line(error)})") from error
+
+
+def _gone(shown: str) -> FileGone:
+    return FileGone(f"{shown} was removed while it was needed; run the command again")
 
 
 def _fits(actual: pa.DataType, wanted: pa.DataType) -> bool:

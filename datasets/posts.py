@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from functools import lru_cache
 
@@ -33,6 +33,8 @@ OnBadFile = Callable[[BadFile], None]
 PART_ROWS = 50_000
 # Partitions scanned at a time: each holds the URIs of its posts and of their labels in memory.
 _SCAN_THREADS = min(4, os.cpu_count() or 1)
+# Posts whose URIs repeat over partitions and whose strings are compared at a time: some 200 MB.
+_BUCKET_POSTS = 1_000_000
 _URI = pa.schema([("uri", pa.string())])
 _READ = pa.schema([POST_SCHEMA.field(name) for name in ("uri", "text", "preprocessing_timestamp")])
 # Keys of the hashes (16 bytes). Part of the contract: another key is another sample.
@@ -42,9 +44,13 @@ _SAMPLE_KEY = "sample-{:09d}"
 
 @dataclass(frozen=True)
 class Part:
-    """The chosen rows of some row groups of one file; `mask` holds one bit a row, packed."""
+    """The chosen rows of some row groups of one file; `mask` holds one bit a row, packed.
+
+    The bits are good for the version of the file that was selected from (`Lake.identity`) and no other.
+    """
 
     path: str
+    identity: str
     date: str
     row_groups: tuple[int, ...]
     num_rows: int
@@ -166,6 +172,7 @@ def select(
 @dataclass
 class _File:
     path: str
+    identity: str
     group_rows: list[int]
 
 
@@ -215,24 +222,29 @@ def _scan(
 def _scan_file(
     lake: Lake, path: str, members: pa.ChunkedArray | None, sample: Sample | None
 ) -> tuple[_File, list[Bits], list[pa.Array]]:
+    identity = lake.identity(path)
     with lake.open_parquet(path) as parquet:
         groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
     kept: list[Bits] = []
     uris: list[pa.Array] = []
     for batch in lake.read(path, _READ):
-        try:
-            keep = pc.and_(pc.is_valid(batch["uri"]), pc.is_valid(batch["preprocessing_timestamp"]))
-            keep = pc.and_(keep, pc.greater(pc.binary_length(pc.utf8_trim_whitespace(batch["text"])), 0))
-            mask = np.asarray(keep.fill_null(False).to_numpy(zero_copy_only=False), bool)
-            if members is not None:
-                mask &= _is_in(batch["uri"], members)
-            if sample is not None:
-                mask &= _sampled(batch["uri"], sample)
-        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-            raise BadFile(lake.show(path), f"holds text that is not UTF-8 ({error})") from error
+        keep = pc.and_(pc.is_valid(batch["uri"]), pc.is_valid(batch["preprocessing_timestamp"]))
+        keep = pc.and_(keep, pc.greater(pc.binary_length(pc.utf8_trim_whitespace(batch["text"])), 0))
+        mask = np.asarray(keep.fill_null(False).to_numpy(zero_copy_only=False), bool)
+        if members is not None:
+            mask &= _is_in(batch["uri"], members)
+        if sample is not None:
+            mask &= _sampled(batch["uri"], sample)
         kept.append(mask)
         uris.append(batch["uri"].filter(pa.array(mask)))
-    return _File(path, groups), kept, uris
+    _check_unchanged(lake, path, identity)
+    return _File(path, identity, groups), kept, uris
+
+
+def _check_unchanged(lake: Lake, path: str, identity: str) -> None:
+    """Raises ConfigError where another file has taken the place of the one that was selected from."""
+    if lake.identity(path) != identity:
+        raise ConfigError(f"{lake.show(path)} changed while it was read; run the command again")
 
 
 def _sampled(uris: pa.Array, sample: Sample) -> Bits:
@@ -260,7 +272,7 @@ def _is_in(uris: pa.Array | pa.ChunkedArray, these: pa.ChunkedArray) -> Bits:
 def _first_occurrences(uris: pa.ChunkedArray, hashes: npt.NDArray[np.uint64]) -> Bits:
     """True for each row whose URI no earlier row has. Equal hashes are suspects only; strings decide."""
     first = np.ones(len(uris), bool)
-    suspects = np.flatnonzero(np.isin(hashes, _repeated(hashes)))
+    suspects = np.flatnonzero(_is_among(hashes, _repeated(hashes)))
     if len(suspects):
         codes = pc.dictionary_encode(uris.take(pa.array(suspects)).combine_chunks()).indices.to_numpy()
         first[suspects] = False
@@ -268,42 +280,78 @@ def _first_occurrences(uris: pa.ChunkedArray, hashes: npt.NDArray[np.uint64]) ->
     return first
 
 
+def _is_among(hashes: npt.NDArray[np.uint64], ordered: npt.NDArray[np.uint64]) -> Bits:
+    """`np.isin` for values that are sorted: without a copy of them for each call."""
+    if not len(ordered):
+        return np.zeros(len(hashes), bool)
+    nearest = np.minimum(np.searchsorted(ordered, hashes), len(ordered) - 1)
+    return np.asarray(ordered[nearest] == hashes, bool)
+
+
 def _repeated(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The values that occur more than once."""
-    ordered = np.sort(hashes)
-    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    """The values that occur more than once, sorted."""
+    return _repeated_in_place(hashes.copy())
+
+
+def _repeated_in_place(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """`_repeated` of an array that nobody needs afterwards: 8 bytes a post less."""
+    hashes.sort()
+    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
 
 
 def _keep_first_partition(lake: Lake, scans: list[_Scan]) -> None:
-    """Drops each post that stands in an earlier partition of the range, or whose twin is excluded already."""
-    repeated = _repeated(np.concatenate([scan.hashes for scan in scans])) if len(scans) > 1 else np.zeros(0, np.uint64)
+    """Drops each post that stands in an earlier partition of the range, or whose twin is excluded already.
+
+    Equal hashes are suspects only; strings decide. The strings of at most about _BUCKET_POSTS suspects are in
+    memory at a time, however many URIs repeat; each further bucket reads the URIs of the files once more.
+    """
+    if len(scans) < 2:
+        return
+    repeated = _repeated_in_place(np.concatenate([scan.hashes for scan in scans]))
     if not len(repeated):
         return
-    seen: dict[str, list[tuple[_Scan, int]]] = {}
-    for scan in scans:
-        places = np.flatnonzero(np.isin(scan.hashes, repeated))
-        for uri, place in zip(_uris_at(lake, scan, places), places.tolist(), strict=True):
-            seen.setdefault(uri, []).append((scan, place))
-    for (first, place), *later in seen.values():
-        for name in first.wanted:
-            for scan, other in later:
-                if not scan.wanted[name][other]:
-                    first.wanted[name][place] = False
-                scan.wanted[name][other] = False
+
+    suspects = sum(int(_is_among(scan.hashes, repeated).sum()) for scan in scans)
+    for bucket in np.array_split(repeated, -(-suspects // _BUCKET_POSTS)):
+        if len(bucket):
+            _keep_first_of(lake, scans, bucket)
 
 
-def _uris_at(lake: Lake, scan: _Scan, places: npt.NDArray[np.int64]) -> list[str]:
+def _keep_first_of(lake: Lake, scans: list[_Scan], hashes: npt.NDArray[np.uint64]) -> None:
+    """`_keep_first_partition` for the posts that have one of these hashes (sorted)."""
+    places = [np.flatnonzero(_is_among(scan.hashes, hashes)) for scan in scans]
+    uris = pa.chunked_array(
+        [chunk for scan, here in zip(scans, places, strict=True) for chunk in _uris_at(lake, scan, here)], pa.string()
+    )
+    codes = pc.dictionary_encode(uris.combine_chunks()).indices.to_numpy()
+
+    # Posts in the order of their partitions, each with the number of its URI.
+    first = np.zeros(len(codes), bool)
+    first[np.unique(codes, return_index=True)[1]] = True
+    ends = np.cumsum([len(here) for here in places])[:-1]
+
+    for name in scans[0].wanted:
+        wanted = np.concatenate([scan.wanted[name][here] for scan, here in zip(scans, places, strict=True)])
+        excluded = np.bincount(codes, weights=~wanted) > 0
+        kept = first & ~excluded[codes]
+
+        for scan, here, bits in zip(scans, places, np.split(kept, ends), strict=True):
+            scan.wanted[name][here] = bits
+
+
+def _uris_at(lake: Lake, scan: _Scan, places: npt.NDArray[np.int64]) -> list[pa.Array]:
     """The URIs of some of a scan's posts, by their place among the bits set in `whole`; sorted places."""
     if not len(places):
         return []
     rows = np.flatnonzero(scan.whole)[places]
-    found: list[str] = []
+    found: list[pa.Array] = []
     start = 0
     for file in scan.files:
         for batch in lake.read(file.path, _URI):
             here = rows[(rows >= start) & (rows < start + len(batch))] - start
-            found.extend(batch["uri"].take(pa.array(here)).to_pylist())
+            found.append(batch["uri"].take(pa.array(here)))
             start += len(batch)
+        _check_unchanged(lake, file.path, file.identity)
     return found
 
 
@@ -328,25 +376,28 @@ def _parts(scan: _Scan, chosen: Bits) -> Iterator[Part]:
         stop = start
         for index, rows in enumerate(file.group_rows):
             if groups and chosen[start : stop + rows].sum() > PART_ROWS:
-                yield from _part(scan.date, file.path, groups, chosen[start:stop])
+                yield from _part(scan.date, file, groups, chosen[start:stop])
                 groups, start = [], stop
             groups.append(index)
             stop += rows
-        yield from _part(scan.date, file.path, groups, chosen[start:stop])
+        yield from _part(scan.date, file, groups, chosen[start:stop])
         start = stop
 
 
-def _part(day: str, path: str, groups: Sequence[int], chosen: Bits) -> Iterator[Part]:
+def _part(day: str, file: _File, groups: Sequence[int], chosen: Bits) -> Iterator[Part]:
     count = int(chosen.sum())
     if count:
-        yield Part(path, day, tuple(groups), len(chosen), count, np.packbits(chosen).tobytes())
+        mask = np.packbits(chosen).tobytes()
+        yield Part(file.path, file.identity, day, tuple(groups), len(chosen), count, mask)
 
 
 def split_part(part: Part, rows: int) -> tuple[Part, Part]:
     """A part's first `rows` chosen rows, at least one and not all of them, and the others."""
     chosen = _bits(part)
     first = chosen & (np.cumsum(chosen) <= rows)
-    [head], [tail] = (_part(part.date, part.path, part.row_groups, bits) for bits in (first, chosen & ~first))
+    head, tail = (
+        replace(part, chosen=int(bits.sum()), mask=np.packbits(bits).tobytes()) for bits in (first, chosen & ~first)
+    )
     return head, tail
 
 
@@ -358,11 +409,17 @@ def read_part(lake: Lake, part: Part) -> Iterator[pa.Table]:
     """The chosen posts of a part, in tables of POST_SCHEMA. Raises ConfigError if the file is not the same any more."""
     mask = _bits(part)
     start = 0
-    for batch in lake.read(part.path, _READ, row_groups=part.row_groups):
-        keep = mask[start : start + len(batch)]
-        start += len(batch)
-        if len(keep) == len(batch) and keep.any():
-            posts = pa.table(batch.filter(pa.array(keep)).columns, names=_READ.names)
-            yield posts.append_column("partition_date", pa.array([part.date] * len(posts), pa.string()))
-    if start != part.num_rows:
-        raise ConfigError(f"{lake.show(part.path)} changed while it was read; run the command again")
+    _check_unchanged(lake, part.path, part.identity)
+    try:
+        for batch in lake.read(part.path, _READ, row_groups=part.row_groups):
+            # A file may be replaced or written over at any moment: what was read counts if it is the same afterwards.
+            _check_unchanged(lake, part.path, part.identity)
+            keep = mask[start : start + len(batch)]
+            start += len(batch)
+
+            if keep.any():
+                posts = pa.table(batch.filter(pa.array(keep)).columns, names=_READ.names)
+                yield posts.append_column("partition_date", pa.array([part.date] * len(posts), pa.string()))
+    except BadFile:
+        _check_unchanged(lake, part.path, part.identity)
+        raise

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from datasets import posts
 from datasets.errors import BadFile, ConfigError
 from datasets.lake import Lake
 from datasets.posts import Sample, Selection, Sources, no_uris, post_sources, read_part, select, split_part
+from tests.s3_server import BUCKET, Endpoint
 from tests.support import DAY, make_uri, post, write_partition, write_posts
 
 DAYS = ["2024-10-01", "2024-10-02", "2024-10-03", "2024-10-04"]
@@ -186,20 +188,118 @@ def test_a_bad_file_stops_or_is_reported(lake_dir: Path) -> None:
     )
 
 
-def test_text_that_is_not_utf8_is_a_bad_file(lake_dir: Path) -> None:
-    path = write_posts(lake_dir, DAY, [post(0)])
-    text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
-    pq.write_table(pa.table({"uri": ["a"], "text": text, "preprocessing_timestamp": ["t"]}), path)
-    with pytest.raises(BadFile, match="UTF-8"):
-        select(Lake(str(lake_dir)), sources(lake_dir), {"x": no_uris})
+@pytest.mark.parametrize("column", ["uri", "text", "preprocessing_timestamp"])
+@pytest.mark.parametrize("bytes_", [b"\xff\xfe", b"\xed\xa0\x80"], ids=["no character", "lone surrogate"])
+def test_text_that_is_not_utf8_is_a_bad_file(lake_dir: Path, column: str, bytes_: bytes) -> None:
+    write_posts(lake_dir, DAY, [post(1)], name="good")
+    path = write_posts(lake_dir, DAY, [post(0)], name="bad")
+    offsets = pa.py_buffer(bytes([0, 0, 0, 0, len(bytes_), 0, 0, 0]))
+    bad = pa.Array.from_buffers(pa.string(), 1, [None, offsets, pa.py_buffer(bytes_)])
+    pq.write_table(pa.table({"uri": ["a"], "text": ["b"], "preprocessing_timestamp": ["t"], column: bad}), path)
+    lake, skipped = Lake(str(lake_dir)), []
+    with pytest.raises(BadFile, match=rf"bad\.parquet: column '{column}' holds text that is not UTF-8"):
+        select(lake, sources(lake_dir), {"x": no_uris})
+    found = select(lake, sources(lake_dir), {"x": no_uris}, on_bad=skipped.append)["x"]
+    assert uris(chosen(lake_dir, found)) == [make_uri(1)]
+    assert len(skipped) == 1
 
 
-def test_a_file_that_changed_after_the_selection_is_not_read_by_its_bits(lake_dir: Path) -> None:
-    write_posts(lake_dir, DAY, [post(n) for n in range(5)])
+def rewritten(path: Path, rows: list[dict[str, Any]], *, in_place: bool) -> None:
+    """Other rows under the same name: as pandas writes a file over, or by a rename."""
+    if in_place:
+        write_posts(path.parents[3], DAY, rows)
+    else:
+        new = write_posts(path.parents[3], DAY, rows, name="new")
+        new.replace(path)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("count", [5, 9])
+def test_a_file_that_changed_after_the_selection_is_not_read_by_its_bits(
+    lake_dir: Path, count: int, *, in_place: bool
+) -> None:
+    path = write_posts(lake_dir, DAY, [post(n) for n in range(5)])
     found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": no_uris})["x"]
-    write_posts(lake_dir, DAY, [post(n) for n in range(9)])
+    rewritten(path, [post(n) for n in range(count)][::-1], in_place=in_place)
     with pytest.raises(ConfigError, match="changed while it was read"):
         chosen(lake_dir, found)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_file_that_changes_while_it_is_read_gives_no_post_by_the_wrong_bits(
+    lake_dir: Path, monkeypatch: pytest.MonkeyPatch, *, in_place: bool
+) -> None:
+    monkeypatch.setattr("datasets.lake.READ_ROWS", 10)
+    rows = [post(n, text="" if n % 2 else "text") for n in range(100)]
+    path = write_posts(lake_dir, DAY, rows)
+    pq.write_table(pq.ParquetFile(path).read(), path, row_group_size=10)
+    lake = Lake(str(lake_dir))
+    [part] = select(lake, sources(lake_dir), {"x": no_uris})["x"].parts
+    reading = read_part(lake, part)
+    seen = next(reading).to_pylist()
+    rewritten(path, rows[::-1], in_place=in_place)
+    with pytest.raises(ConfigError, match="changed while it was read"):
+        seen.extend(row for table in reading for row in table.to_pylist())
+    assert {row["uri"] for row in seen} <= {row["uri"] for row in rows if row["text"]}
+
+
+def test_an_object_that_is_replaced_after_the_selection_is_not_read_by_its_bits(s3: Endpoint, tmp_path: Path) -> None:
+    lake = Lake(f"s3://{BUCKET}/{tmp_path.name}")
+    path = f"preprocessed_posts/cache/partition_date={DAY}/part-0.parquet"
+    rows = [post(n) for n in range(5)]
+    lake.write_parquet(path, pa.Table.from_pylist(rows))
+    found = select(lake, Sources({DAY: [path]}), {"x": no_uris})["x"]
+    assert [len(table) for part in found.parts for table in read_part(lake, part)] == [5]
+    lake.write_parquet(path, pa.Table.from_pylist(rows[::-1]))  # in the same second, of the same size
+    with pytest.raises(ConfigError, match="changed while it was read"):
+        list(read_part(lake, found.parts[0]))
+
+
+@pytest.mark.parametrize("bucket", [1, 7, 1_000_000])
+def test_repeated_uris_are_resolved_in_buckets_of_any_size(
+    lake_dir: Path, bucket: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(posts, "_BUCKET_POSTS", bucket)
+    rng = random.Random(bucket)
+    first: dict[str, str] = {}
+    labelled: dict[str, set[str]] = {day: {make_uri(rng.randrange(60))} for day in DAYS}
+    for day in DAYS:
+        rows = [post(n) for n in rng.sample(range(60), 40)]
+        write_posts(lake_dir, day, rows)
+        for row in rows:
+            first.setdefault(row["uri"], day)
+        labelled[day] &= set(uris(rows))
+    done = set().union(*labelled.values())
+    found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": these(labelled), "y": no_uris})
+    for name, without in (("x", done), ("y", set())):
+        rows = chosen(lake_dir, found[name])
+        assert sorted((row["uri"], row["partition_date"]) for row in rows) == sorted(
+            (uri, day) for uri, day in first.items() if uri not in without
+        )
+
+
+def test_uris_that_repeat_over_partitions_cost_no_more_memory_than_others(
+    lake_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their strings were all held at once, a hundred bytes and more each."""
+    monkeypatch.setattr(posts, "_BUCKET_POSTS", 2_000)
+    count = 60_000
+    for day in DAYS[:2]:
+        write_posts(
+            lake_dir, day, [post(0, uri=f"at://did:plc:{n:024}/app.bsky.feed.post/3k{n:011}") for n in range(count)]
+        )
+    scans = [
+        posts._scan(Lake(str(lake_dir)), day, sources(lake_dir), {"x": no_uris}, None, posts.raise_bad_file)
+        for day in DAYS[:2]
+    ]
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    posts._keep_first_partition(Lake(str(lake_dir)), scans)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [int(scan.wanted["x"].sum()) for scan in scans] == [count, 0]
+    assert peak < 2 * count * 30, f"{peak / (2 * count):.0f} bytes a post"
+    assert pa.total_allocated_bytes() - before < 2**20
 
 
 def test_a_lake_without_posts_or_feeds_is_named(lake_dir: Path) -> None:
