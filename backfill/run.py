@@ -127,8 +127,8 @@ def label_all(
 def _recover(place: Workspace, integration: Integration, run_id: str, dates: Dates) -> None:
     """Before posts are looked for, so that what it moves is found. The buffer of a killed run has to end first."""
     lake, name = place.lake, integration.name
-    with Lock(lake, name, "buffer", run_id, 60.0, dates), Lock(lake, name, "recover", run_id, 600.0):
-        store.recover(lake, integration.labels, live_runs(lake, name, besides=run_id))
+    with Lock(lake, name, "buffer", run_id, 60.0, dates), Lock(lake, name, "recover", run_id, 600.0) as recovery:
+        store.recover(lake, integration.labels, live_runs(lake, name, besides=run_id), recovery.ensure)
 
 
 def _note_run(

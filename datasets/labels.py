@@ -1,15 +1,21 @@
-"""Labels on their way into the lake: staged, flushed, replayed. The whole durability story is here.
+"""Labels on their way into the lake: staged, flushed, recovered. The whole durability story is here.
 
 1. `stage` writes a batch of label rows as one segment of the output queue, named after its run and
    what is in it. Once it returns, the batch is acknowledged; staging it again changes nothing.
 2. `flush` moves many staged batches into the lake: an intent is written; one label file per
-   partition date; the intent is rewritten as done, which is the commit; the staged segments are
-   removed; the intent is removed.
-3. `recover` finishes what a dead run has left: an intent that is done, its removals; any other is
-   done again, the same label files under the same names. Segments without an intent are `adopt`ed.
+   partition date; the intent is rewritten as done, which is the commit; label files whose rejected
+   rows were replaced, and the staged segments, are removed; the intent is removed.
+3. `recover` finishes what a dead run has left: an intent that is done, its removals. Any other is
+   attempted anew, and what the first attempt wrote is removed after the new one has committed.
+   Segments without an intent are `adopt`ed.
 
-Whoever finishes what another run began leaves out posts that are labelled by now: on S3 a run that
-was taken for dead may have written something after all (datasets/locks.py).
+On S3 a run that was taken for dead may wake up and go on writing (datasets/locks.py). Three things
+keep a post at one row then. Each attempt writes files under names of its own, and nothing but a
+commit removes what others wrote, so a late writer cannot change what stands. It asks before each
+write whether it still is the writer, and takes its files back if not. And should it die before it
+can, its attempt is on record as abandoned, and the next recovery removes its rows.
+
+Whoever finishes what another run began leaves out posts that are labelled by now.
 
 With `keep` a flush leaves the segments for a clear phase of their own, and a record (`written-…`)
 that they are in the lake. The database is filled from label files (datasets/database.py).
@@ -18,17 +24,20 @@ that they are in the lake. The database is filled from label files (datasets/dat
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from datasets.errors import BadFile, FileGone
-from datasets.lake import Lake
+from datasets.errors import BackfillError, BadFile, ConfigError, FileGone
+from datasets.lake import TIERS, Lake
 from datasets.locks import NOBODY, Dates, overlap
 from datasets.posts import OnBadFile, UrisOf, raise_bad_file
 from datasets.queues import digest, folder
@@ -36,11 +45,20 @@ from datasets.schemas import OUTCOME_COLUMNS, PARTITION_DATE, conform, staged_sc
 
 # Label files that this system wrote. Others in the same folders are the group's history.
 PREFIX = "labels-"
+# What is left of a file of the group's history when rejected rows in it were replaced: history still.
+_HISTORY_PREFIX = "kept-"
+# The files of one attempt: `labels-FILE`, and what is left of older ones, numbered.
+_OF_ATTEMPT = re.compile(rf"(?:{PREFIX}|{_HISTORY_PREFIX})(.+?)(?:\.\d+)?")
+_ANOTHER_ATTEMPT = re.compile(r"r[0-9a-f]{6}$")
+# How long a writer that was taken for dead is reckoned with: a laptop may sleep for weeks.
+_ABANDONED_SECONDS = 90 * 86400.0
 _OUTCOMES = pa.schema(
     [("uri", pa.string())] + [(n, OUTCOME_COLUMNS[n]) for n in ("was_successfully_labeled", "reason")]
 )
 _STAGED_DATES = pa.schema([(PARTITION_DATE, pa.string())])
 _STAGED_URIS = pa.schema([("uri", pa.string()), *_STAGED_DATES])
+# How often the files of a date are listed anew, where each listing is out of date when it is read.
+_LISTINGS = 10
 
 
 @dataclass(frozen=True)
@@ -93,37 +111,45 @@ def flush(
 
     `file` names them (one a partition date), begins with the run's id, and must be new. `replace`
     takes rejected rows of the same posts out of older label files, which is what trying them again
-    needs. `ensure` is called before what only the one writer may do, and raises where it is not that.
+    needs. `ensure` is called before each write that only the one writer may do, and raises where it
+    is not that any more.
     """
-    ensure()
-    path, intent = _intend(lake, labels, names, file, keep=keep, replace=replace)
-    written = _write_label_files(lake, labels, intent, again=False)
-    ensure()
-    _commit(lake, labels, path, intent)
-    return written
+    return _attempt(lake, labels, names, file, keep=keep, replace=replace, again=False, ensure=ensure)
 
 
 def adopt(
     lake: Lake, labels: Labels, names: Sequence[str], file: str, *, keep: bool, ensure: Callable[[], None]
 ) -> None:
     """`flush` for batches of dead runs: posts that are labelled by now are left out, rejected ones replaced."""
-    ensure()
-    path, intent = _intend(lake, labels, names, file, keep=keep, replace=True)
-    _write_label_files(lake, labels, intent, again=True)
-    ensure()
-    _commit(lake, labels, path, intent)
+    _attempt(lake, labels, names, file, keep=keep, replace=True, again=True, ensure=ensure)
 
 
-def recover(lake: Lake, labels: Labels, live: Mapping[str, Dates] = NOBODY) -> None:
-    """Finishes the flushes that dead runs have left, and removes what killed writers left aside.
+def recover(
+    lake: Lake, labels: Labels, live: Mapping[str, Dates] = NOBODY, ensure: Callable[[], None] = lambda: None
+) -> None:
+    """Finishes the flushes that dead runs have left, and removes what killed writers left behind.
 
-    One process at a time. `live` are the runs that flush for themselves, and their dates.
+    One process at a time: `ensure` raises where this is not the one any more. `live` are the runs
+    that flush for themselves, and their dates.
     """
     if not live:
-        lake.sweep(labels.queue)
-    for path in _records(lake, labels, "flush-"):
-        if _stem(path).removeprefix("flush-").removesuffix(".json").rsplit("-", 2)[0] not in live:
-            _finish(lake, labels, path, _load(lake, path), live)
+        _sweep(lake, labels)
+
+    intents = {
+        path: _load(lake, path)
+        for path in _records(lake, labels, "flush-")
+        if _file_of(path).rsplit("-", 2)[0] not in live
+    }
+    # Committed ones first: then a segment that is still there is in no label file that counts.
+    for path, intent in intents.items():
+        if intent.get("done"):
+            ensure()
+            _clean_up(lake, labels, path, intent)
+    for path, intent in intents.items():
+        if not intent.get("done"):
+            _finish(lake, labels, path, intent, live, ensure)
+    _remove_late_files(lake, labels, ensure)
+
     for path in _records(lake, labels, "written-"):
         if not any(lake.exists(segment) for segment in _segments(labels, _load(lake, path))):
             lake.delete(path)
@@ -137,13 +163,44 @@ def drop_written(lake: Lake, labels: Labels) -> None:
         lake.delete(path)
 
 
-def _intend(
-    lake: Lake, labels: Labels, names: Sequence[str], file: str, *, keep: bool, replace: bool
-) -> tuple[str, dict[str, Any]]:
+def _attempt(
+    lake: Lake,
+    labels: Labels,
+    names: Sequence[str],
+    file: str,
+    *,
+    keep: bool,
+    replace: bool,
+    again: bool,
+    ensure: Callable[[], None],
+) -> list[str]:
+    """Intent, label files, commit. An attempt that may not commit takes its files back: the segments have it all."""
+    ensure()
     intent = {"staged": list(names), "file": f"{PREFIX}{file}.parquet", "keep": keep, "replace": replace}
     path = f"{labels.queue}/flush-{file}.json"
     lake.write_bytes(path, json.dumps(intent).encode())
-    return path, intent
+
+    written: list[str] = []
+    replaced: list[str] = []
+    try:
+        for made in _label_files(lake, labels, intent, file, again=again):
+            if len(made.rows):
+                ensure()
+                written.append(made.path)
+                lake.write_parquet(made.path, made.rows, made.metadata)
+            if made.replaces:
+                replaced.append(made.replaces)
+        ensure()
+    except BackfillError:
+        for late in written:
+            with suppress(BackfillError):  # the first error is the one to tell; recovery tries again
+                lake.delete(late)
+        raise
+
+    intent |= {"done": True, "replaced": replaced}
+    lake.write_bytes(path, json.dumps(intent).encode())
+    _clean_up(lake, labels, path, intent)
+    return [made for made in written if _stem(made).startswith(PREFIX)]
 
 
 def left_by_dead(lake: Lake, labels: Labels, names: Iterable[str], live: Mapping[str, Dates]) -> list[str]:
@@ -167,25 +224,34 @@ def _in_work(lake: Lake, labels: Labels, names: Sequence[str], live: Mapping[str
     return any(overlap((day, day), dates) for day in days for dates in live.values())
 
 
-def _finish(lake: Lake, labels: Labels, path: str, intent: dict[str, Any], live: Mapping[str, Dates]) -> None:
-    if intent.get("done"):
-        _clean_up(lake, labels, path, intent)
-    elif all(lake.exists(segment) for segment in _segments(labels, intent)):
+def _finish(
+    lake: Lake,
+    labels: Labels,
+    path: str,
+    intent: Mapping[str, Any],
+    live: Mapping[str, Dates],
+    ensure: Callable[[], None],
+) -> None:
+    """A dead run's attempt that did not commit: made anew where all it wanted to move is there, then abandoned."""
+    file = _file_of(path)
+    if set(intent["staged"]) <= set(staged(lake, labels)):
         if _in_work(lake, labels, intent["staged"], live):
             return
-        _write_label_files(lake, labels, intent, again=True)
-        _commit(lake, labels, path, intent)
-    else:
-        # Others have taken some of the segments. What is left is adopted like any of a dead run.
-        lake.delete(path)
+        anew = f"{_flush_of(file)}r{token_hex(3)}"
+        options = {"keep": intent["keep"], "replace": intent["replace"]}
+        _attempt(lake, labels, intent["staged"], anew, **options, again=True, ensure=ensure)
 
-
-def _commit(lake: Lake, labels: Labels, path: str, intent: Mapping[str, Any]) -> None:
-    lake.write_bytes(path, json.dumps({**intent, "done": True}).encode())
-    _clean_up(lake, labels, path, intent)
+    # Otherwise another has moved the segments, or some of them; what is left is adopted like any of a dead run.
+    ensure()
+    if not lake.is_local:
+        lake.write_bytes(f"{_abandoned(labels)}/{file}.json", json.dumps({"at": time.time()}).encode())
+    _remove_rows_of(lake, labels, {file})
+    lake.delete(path)
 
 
 def _clean_up(lake: Lake, labels: Labels, path: str, intent: Mapping[str, Any]) -> None:
+    for replaced in intent.get("replaced", ()):
+        lake.delete(replaced)
     if intent["keep"]:
         lake.write_bytes(path.replace("/flush-", "/written-"), json.dumps(dict(intent)).encode())
     else:
@@ -194,34 +260,112 @@ def _clean_up(lake: Lake, labels: Labels, path: str, intent: Mapping[str, Any]) 
     lake.delete(path)
 
 
+def _abandoned(labels: Labels) -> str:
+    """The folder of records of attempts that were given up while their writers might have been alive."""
+    return f".locks/{labels.integration}/abandoned"
+
+
+def _remove_late_files(lake: Lake, labels: Labels, ensure: Callable[[], None]) -> None:
+    """What writers that were taken for dead have written since, and had no time to take back."""
+    records = lake.files(_abandoned(labels), ".json")
+    if not records:
+        return
+    ensure()
+    _remove_rows_of(lake, labels, {_stem(path).removesuffix(".json") for path in records})
+    for path in records:
+        if time.time() - _load(lake, path)["at"] > _ABANDONED_SECONDS:
+            lake.delete(path)
+
+
+def _remove_rows_of(lake: Lake, labels: Labels, attempts: set[str]) -> None:
+    """Removes the label files of attempts that did not commit. Rows that stand nowhere else are kept all the same."""
+    for day, paths in lake.partitions(labels.integration).items():
+        for path in [path for path in paths if _attempt_of(path) in attempts]:
+            others = [other for other in lake.partitions(labels.integration, day, day).get(day, []) if other != path]
+            rows = _read_whole(lake, path)
+            elsewhere = pa.chunked_array(_read_uris(lake, others, retry_rejected=False), pa.string())
+            left = rows.filter(pc.invert(pc.is_in(rows["uri"].cast(pa.string()), value_set=elsewhere)))
+            if len(left):
+                folder, _, name = path.rpartition("/")
+                attempt = _attempt_of(path) or ""
+                lake.write_parquet(f"{folder}/{name.replace(attempt, f'{_flush_of(attempt)}r{token_hex(3)}', 1)}", left)
+            lake.delete(path)
+
+
+def _attempt_of(path: str) -> str | None:
+    """The attempt that wrote a label file, None for a file that others wrote."""
+    match = _OF_ATTEMPT.fullmatch(_stem(path))
+    return match[1] if match else None
+
+
+def _flush_of(attempt: str) -> str:
+    """The first attempt at the same flush."""
+    return _ANOTHER_ATTEMPT.sub("", attempt)
+
+
+def _file_of(intent: str) -> str:
+    return _stem(intent).removeprefix("flush-").removesuffix(".json")
+
+
+def _sweep(lake: Lake, labels: Labels) -> None:
+    """Removes what killed writers left aside (`.aside`), in the queue and among the labels."""
+    lake.sweep(labels.queue)
+    if lake.is_local:
+        for tier in TIERS:
+            dataset = f"{labels.integration}/{tier}"
+            for name in lake.folders(dataset):
+                lake.sweep(f"{dataset}/{name}")
+
+
 def _segments(labels: Labels, record: Mapping[str, Any]) -> list[str]:
     return [f"{labels.queue}/{name}.parquet" for name in record["staged"]]
 
 
-def _write_label_files(lake: Lake, labels: Labels, intent: Mapping[str, Any], *, again: bool) -> list[str]:
+@dataclass(frozen=True)
+class _LabelFile:
+    """A file that an attempt writes, and the one that it takes the place of. Without rows there is nothing to write."""
+
+    path: str
+    rows: pa.Table
+    metadata: dict[str, str] | None = None
+    replaces: str | None = None
+
+
+def _label_files(
+    lake: Lake, labels: Labels, intent: Mapping[str, Any], file: str, *, again: bool
+) -> Iterator[_LabelFile]:
     schema = staged_schema(labels.schema)
     batches = [batch for segment in _segments(labels, intent) for batch in lake.read(segment, schema)]
     rows = pa.Table.from_batches(batches, schema)
-    written: list[str] = []
+    metadata = {"batches": json.dumps(intent["staged"])}
     days = sorted(pc.unique(rows[PARTITION_DATE]).to_pylist())
+
     for day in days:
         here = rows if len(days) == 1 else rows.filter(pc.equal(rows[PARTITION_DATE], day))
         here = here.drop_columns(PARTITION_DATE)
-        path = f"{labels.integration}/cache/partition_date={day}/{intent['file']}"
+        older = _other_files(lake, labels, day, file) if again or intent["replace"] else []
         if again:
-            here = _unlabelled(lake, labels, day, here, path, retried=intent["replace"])
-            if not len(here):
-                continue
-        lake.write_parquet(path, here, {"batches": json.dumps(intent["staged"])})
-        if intent["replace"]:
-            _remove_rejected(lake, labels, day, here["uri"], path)
-        written.append(path)
-    return written
+            here = _unlabelled(lake, here, older, retried=intent["replace"])
+
+        folder = f"{labels.integration}/cache/partition_date={day}"
+        yield _LabelFile(f"{folder}/{PREFIX}{file}.parquet", here, metadata)
+
+        for number, path in enumerate(older if intent["replace"] else []):
+            left = _without_rejected(lake, path, here["uri"])
+            if left is not None:
+                prefix = PREFIX if _attempt_of(path) else _HISTORY_PREFIX
+                folder = path.rpartition("/")[0]
+                yield _LabelFile(f"{folder}/{prefix}{file}.{number}.parquet", left, replaces=path)
 
 
-def _unlabelled(lake: Lake, labels: Labels, day: str, rows: pa.Table, own: str, *, retried: bool) -> pa.Table:
-    """The rows whose posts no file but `own` has, each post once. `retried`: unless as a rejected one."""
-    others = [path for path in lake.partitions(labels.integration, day, day).get(day, []) if path != own]
+def _other_files(lake: Lake, labels: Labels, day: str, file: str) -> list[str]:
+    """The label files of a date without those of any attempt at the flush that `file` is an attempt at."""
+    paths = lake.partitions(labels.integration, day, day).get(day, [])
+    return [path for path in paths if _flush_of(_attempt_of(path) or "") != _flush_of(file)]
+
+
+def _unlabelled(lake: Lake, rows: pa.Table, others: Sequence[str], *, retried: bool) -> pa.Table:
+    """The rows whose posts none of the `others` has, each post once. `retried`: unless as a rejected one."""
     known = pa.chunked_array(_read_uris(lake, others, retry_rejected=retried), pa.string())
     rows = rows.filter(pc.invert(pc.is_in(rows["uri"], value_set=known)))
     codes = rows["uri"].combine_chunks().dictionary_encode().indices.to_numpy()
@@ -244,28 +388,27 @@ def _read_uris(
     return chunks
 
 
-def _remove_rejected(lake: Lake, labels: Labels, day: str, uris: pa.ChunkedArray, new: str) -> None:
-    for path in lake.partitions(labels.integration, day, day).get(day, []):
-        if path == new or not any(
-            _are_rejected(batch, uris).true_count
-            for batch in lake.read(path, _OUTCOMES, ("was_successfully_labeled", "reason"))
-        ):
-            continue
-        with lake.open_parquet(path) as file:
-            table = file.read()
-        kept = table.filter(pc.invert(_are_rejected(table, uris)))
-        if len(kept) == 0:
-            lake.delete(path)
-        else:
-            sink = pa.BufferOutputStream()
-            pq.write_table(kept, sink)
-            lake.write_bytes(path, sink.getvalue())
+def _without_rejected(lake: Lake, path: str, uris: pa.ChunkedArray) -> pa.Table | None:
+    """A label file without rejected rows of these posts, None where it has none."""
+    rejected = [
+        pc.and_(
+            pc.equal(batch["was_successfully_labeled"], False).fill_null(False),
+            pc.is_in(batch["uri"], value_set=uris),
+        )
+        for batch in lake.read(path, _OUTCOMES, ("was_successfully_labeled", "reason"))
+    ]
+    mask = pa.chunked_array(rejected, pa.bool_())
+    return _read_whole(lake, path).filter(pc.invert(mask)) if pc.any(mask).as_py() else None
 
 
-def _are_rejected(rows: Any, uris: pa.ChunkedArray) -> Any:
-    """A bit for each label row: whether it is a rejected one of these posts."""
-    rejected = pc.equal(rows["was_successfully_labeled"], False).fill_null(False)
-    return pc.and_(rejected, pc.is_in(rows["uri"], value_set=uris))
+def _read_whole(lake: Lake, path: str) -> pa.Table:
+    """A label file with all its columns. Views, which cannot be filtered, become strings."""
+    with lake.open_parquet(path) as file:
+        table = file.read()
+    plain = [
+        field.with_type(pa.large_string()) if pa.types.is_string_view(field.type) else field for field in table.schema
+    ]
+    return table.cast(pa.schema(plain, table.schema.metadata))
 
 
 def flushed_batches(lake: Lake, labels: Labels, run_id: str) -> set[str]:
@@ -290,24 +433,45 @@ def labelled_uris(
 ) -> UrisOf:
     """The URIs that a selection leaves out, by partition date: labelled in either tier, or staged.
 
-    All is listed now. Rejected posts count as labelled unless `retry_rejected`.
+    The files are listed now, and read a date at a time when it is asked for: held are their names.
+    Rejected posts count as labelled unless `retry_rejected`.
     """
     # First what is staged: what a flush moves meanwhile is then seen twice, and never missed.
-    waiting: dict[str, list[pa.Array]] = {}
-    for path in lake.files(labels.queue):
-        try:
-            for batch in lake.read(path, _STAGED_URIS):
-                for day in pc.unique(batch[PARTITION_DATE]).to_pylist():
-                    waiting.setdefault(day, []).append(batch["uri"].filter(pc.equal(batch[PARTITION_DATE], day)))
-        except FileGone:
-            continue
+    waiting = _staged_by_date(lake, labels)
     files = lake.partitions(labels.integration)
 
+    def read(day: str, labelled: Sequence[str], segments: Sequence[str]) -> pa.ChunkedArray:
+        chunks = _read_uris(lake, labelled, retry_rejected=retry_rejected, on_bad=on_bad)
+        for segment in segments:
+            for batch in lake.read(segment, _STAGED_URIS):
+                chunks.append(batch["uri"].filter(pc.equal(batch[PARTITION_DATE], day)))
+        return pa.chunked_array(chunks, pa.string())
+
     def uris_of(day: str) -> pa.ChunkedArray:
-        labelled = _read_uris(lake, files.get(day, ()), retry_rejected=retry_rejected, on_bad=on_bad)
-        return pa.chunked_array([*waiting.get(day, ()), *labelled], pa.string())
+        labelled, segments = files.get(day, []), waiting.get(day, [])
+        for _ in range(_LISTINGS):
+            try:
+                return read(day, labelled, segments)
+            except FileGone:
+                # A flush has moved a segment, or replaced a label file: what they held is in files that are new.
+                segments = [segment for segment in segments if lake.exists(segment)]
+                labelled = lake.partitions(labels.integration, day, day).get(day, [])
+        return read(day, labelled, segments)
 
     return uris_of
+
+
+def _staged_by_date(lake: Lake, labels: Labels) -> dict[str, list[str]]:
+    """Partition date → the segments of the output queue that hold labels of it."""
+    found: dict[str, list[str]] = {}
+    for path in lake.files(labels.queue):
+        with suppress(FileGone):  # flushed since it was listed: the label files are listed afterwards
+            days = {
+                day for batch in lake.read(path, _STAGED_DATES) for day in pc.unique(batch[PARTITION_DATE]).to_pylist()
+            }
+            for day in days:
+                found.setdefault(day, []).append(path)
+    return found
 
 
 @dataclass(frozen=True)
@@ -348,7 +512,16 @@ def _records(lake: Lake, labels: Labels, prefix: str) -> list[str]:
 
 
 def _load(lake: Lake, path: str) -> dict[str, Any]:
-    return dict(json.loads(lake.read_bytes(path)))
+    try:
+        record = json.loads(lake.read_bytes(path))
+        if not isinstance(record, dict) or not ({"staged", "keep", "replace"} <= record.keys() or "at" in record):
+            raise ValueError("it has not what a record has")
+    except ValueError as error:
+        raise ConfigError(
+            f"{lake.show(path)} is not a record of a flush ({error}); remove it and run the same command again: "
+            "the labels that it is about are still staged"
+        ) from error
+    return record
 
 
 def _stem(path: str) -> str:
