@@ -24,6 +24,7 @@ from datasets.errors import BackfillError, RetryableError
 from datasets.lake import Lake
 from datasets.locks import ALL_DATES, Dates, Lock, live_runs
 from datasets.mirror import fill, load
+from datasets.schemas import PARTITION_DATE
 
 # The writer of a killed run may finish a flush before it notices.
 _PREDECESSOR_SECONDS = 60.0
@@ -34,6 +35,8 @@ _RECOVERY_SECONDS = 600.0
 _BACKLOG = 5
 # A connection that hangs holds a flush up for ten seconds. So not each of them tries again.
 _DATABASE_SECONDS = 30.0
+# Why a post of a batch that was made again is left for the next run though it has an answer now.
+_ANSWERED_LATE = "answered_late"
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class LabelBuffer:
         self._database: Database | None = None
         self._changed = threading.Condition()
         self._rows: dict[str, int] = {}  # staged batches that wait for a flush
-        self._taken: set[str] = set()  # every batch of this run that is durable
+        # Every batch of this run that is durable, with its receipt if it was staged in this life.
+        self._taken: dict[str, Receipt | None] = {}
         self._flushes = 0
         self._unloaded: deque[list[str]] = deque()  # label files of each flush that wait for the database
         self._flushed = False  # after the last flush
@@ -99,7 +103,10 @@ class LabelBuffer:
         return Receipt(0)
 
     def stage(self, rows: pa.Table) -> Receipt:
-        """Makes a batch durable. The same batch again (a retried call) changes nothing.
+        """Makes a batch durable. The same batch again changes nothing, and its receipt says what the first has stored.
+
+        Again is a call that Ray repeats, or a block that is made anew after the death of a node: then posts that
+        had failed the first time may have answers, which are not stored; they are left for the next run.
 
         Raises ConfigError where this or an earlier flush could not write.
         """
@@ -116,20 +123,34 @@ class LabelBuffer:
             self._changed.wait_for(self._has_room)
             self._raise_error()
             if name in self._taken:
-                return receipt
-            self._taken.add(name)
+                return self._taken[name] or self._receipt_of_stored(rows)
+            self._taken[name] = receipt
         try:
             lock.ensure()
             store.stage(self._lake, self._labels, name, known)
         except BaseException:
             with self._changed:
-                self._taken.discard(name)
+                self._taken.pop(name, None)
             raise
         with self._changed:
             self._rows[name] = len(known)
             self._oldest = self._oldest or time.monotonic()
             self._changed.notify_all()
         return receipt
+
+    def _receipt_of_stored(self, rows: pa.Table) -> Receipt:
+        """The receipt of a batch that was staged in an earlier life, from what the queue and the lake have of it."""
+        uris_of = store.labelled_uris(self._lake, self._labels)
+        days = pc.unique(rows[PARTITION_DATE]).to_pylist()
+        stored = pa.chunked_array([chunk for day in days for chunk in uris_of(day).chunks], pa.string())
+
+        succeeded = rows["was_successfully_labeled"]
+        late = pc.and_(pc.is_valid(succeeded), pc.invert(pc.is_in(rows["uri"], value_set=stored)))
+        outcomes = {
+            "was_successfully_labeled": pc.if_else(late, None, succeeded),
+            "reason": pc.if_else(late, _ANSWERED_LATE, rows["reason"]),
+        }
+        return _receipt(pa.table(outcomes))
 
     def close(self) -> str | None:
         """Flushes all that is staged, unless the policy says never. None, or why the database is behind the lake."""
@@ -152,7 +173,7 @@ class LabelBuffer:
         self._lock = Lock(lake, labels.integration, "buffer", self._run_id, _PREDECESSOR_SECONDS, self._dates)
         with Lock(lake, labels.integration, "recover", self._run_id, _RECOVERY_SECONDS) as recovery:
             live = live_runs(lake, labels.integration, besides=self._run_id)
-            store.recover(lake, labels, live)
+            store.recover(lake, labels, live, recovery.ensure)
             if not (policy.never or policy.keep):
                 store.drop_written(lake, labels)
             staged = store.staged(lake, labels)
@@ -160,7 +181,7 @@ class LabelBuffer:
             left = store.left_by_dead(lake, labels, [name for name in staged if name not in mine], live)
             for names in [] if policy.never else self._chunks(self._count(left)):
                 store.adopt(lake, labels, names, self._next_name(), keep=policy.keep, ensure=recovery.ensure)
-        self._taken = store.flushed_batches(lake, labels, self._run_id) | set(mine)
+        self._taken = dict.fromkeys([*store.flushed_batches(lake, labels, self._run_id), *mine])
         self._rows = self._count(mine)
         self._oldest = time.monotonic() if mine else None
         for work in () if policy.never else (self._flush_until_closed, self._load_until_flushed):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -60,12 +61,25 @@ def test_the_same_batch_twice_is_one(lake_dir: Path) -> None:
     assert_labelled_once(lake_dir, uris(range(5)))
 
 
-def test_a_batch_made_again_with_fewer_failures_makes_no_second_row(lake_dir: Path) -> None:
+def test_a_batch_made_again_with_fewer_failures_makes_no_second_row_and_counts_what_is_stored(lake_dir: Path) -> None:
     first = pa.concat_tables([batch(range(3)), batch(range(3, 5), RetryableError("busy", kind="http_503"))])
     opened = buffer(lake_dir)
-    opened.stage(first)
-    opened.stage(batch(range(5)))
+    stored = opened.stage(first)
+    assert (stored.labelled, stored.failed) == (3, {"http_503": 2})
+    assert opened.stage(batch(range(5))) == stored
     opened.close()
+    assert_labelled_once(lake_dir, uris(range(3)))
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_a_batch_made_again_after_a_restart_counts_what_is_stored(lake_dir: Path, *, flushed: bool) -> None:
+    first = buffer(lake_dir, FlushPolicy(never=not flushed))
+    first.stage(pa.concat_tables([batch(range(3)), batch(range(3, 5), RetryableError("busy", kind="http_503"))]))
+    first.close()
+    again = buffer(lake_dir)
+    made_anew = pa.concat_tables([batch(range(4)), batch(range(4, 5), RetryableError("busy", kind="timeout"))])
+    assert again.stage(made_anew) == Receipt(3, Counter(), Counter({"answered_late": 1, "timeout": 1}))
+    again.close()
     assert_labelled_once(lake_dir, uris(range(3)))
 
 
