@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -11,16 +12,18 @@ from typing import Any
 import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from actors.buffer import FlushPolicy
 from actors.integrations import resolve
 from backfill import phases
 from backfill.config import Workspace, workspace
 from backfill.enqueue import enqueue
 from backfill.plan import plan
-from backfill.run import RunResult, run
-from backfill.scope import BadFiles, Scope
+from backfill.run import RunResult, label_all, run
+from backfill.scope import BadFiles, Scope, find_posts
 from backfill.status import rebuild_database, status
 from datasets.errors import BadFile, ConfigError
 from datasets.locks import Lock
+from datasets.posts import Selection, no_uris
 from tests.support import (
     DAY,
     VALENCE,
@@ -72,6 +75,24 @@ def test_a_run_labels_each_eligible_post_once_and_a_second_run_does_nothing(lake
     assert before == {path: path.stat().st_mtime_ns for path in lake_dir.glob("ml_inference_*/**/*.parquet")}
     recorded = status(place_of(lake_dir), None, None, BadFiles()).runs
     assert [(r["run_id"], r["exit_code"]) for r in recorded] == [(again.run_id, 0), (result.run_id, 0)]
+
+
+def test_a_posts_file_that_is_rewritten_after_the_selection_costs_the_run_and_no_label(lake_dir: Path) -> None:
+    """With as many rows as before: only their number was compared."""
+    uris = make_lake(lake_dir)
+    [path] = lake_dir.glob(f"preprocessed_posts/cache/partition_date={DAY}/*.parquet")
+    place = place_of(lake_dir)
+
+    def find(on_found: Callable[[], None]) -> Mapping[str, Selection]:
+        found = find_posts(place.lake, scope(), {VALENCE: no_uris}, on_found=on_found)
+        write_posts(lake_dir, DAY, [post(n) for n in range(500, 540)])
+        return found
+
+    result = label_all(place, VALENCES, find, FlushPolicy(), "run", {}, io.StringIO())
+    error = str(result.tallies[VALENCE].error)
+    assert (result.exit_code, f"{path} changed while it was read; run the command again" in error) == (1, True), error
+    assert run_valence(lake_dir).exit_code == 0
+    assert_labelled_once(lake_dir, {**uris, DAY: {make_uri(n) for n in range(500, 540)}})
 
 
 def test_awkward_texts_are_labelled_and_stored_unchanged(lake_dir: Path) -> None:
