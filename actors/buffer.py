@@ -21,6 +21,7 @@ from actors.integrations import resolve
 from datasets import labels as store
 from datasets.database import Database, open_database
 from datasets.errors import BackfillError, RetryableError
+from datasets.label_files import labelled_uris
 from datasets.lake import Lake
 from datasets.locks import ALL_DATES, Dates, Lock, live_runs
 from datasets.mirror import fill, load
@@ -140,7 +141,7 @@ class LabelBuffer:
 
     def _receipt_of_stored(self, rows: pa.Table) -> Receipt:
         """The receipt of a batch that was staged in an earlier life, from what the queue and the lake have of it."""
-        uris_of = store.labelled_uris(self._lake, self._labels)
+        uris_of = labelled_uris(self._lake, self._labels)
         days = pc.unique(rows[PARTITION_DATE]).to_pylist()
         stored = pa.chunked_array([chunk for day in days for chunk in uris_of(day).chunks], pa.string())
 

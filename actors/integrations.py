@@ -17,7 +17,7 @@ from datasets.errors import ConfigError, RejectedPost, RetryableError
 
 if TYPE_CHECKING:
     from actors.remote import Remote
-    from datasets.labels import Labels
+    from datasets.label_files import Labels
 
 
 class Environment(dict[str, str]):
@@ -103,7 +103,7 @@ class Integration:
 
     @property
     def labels(self) -> Labels:
-        from datasets.labels import Labels
+        from datasets.label_files import Labels
         from datasets.schemas import label_schema
 
         return Labels(self.name, label_schema(self.columns))

@@ -27,7 +27,7 @@ from backfill.scope import BadFiles
 from backfill.status_line import StatusLine
 from datasets import queues
 from datasets.errors import BackfillError, BadFile, ConfigError, from_os_error
-from datasets.labels import labelled_uris
+from datasets.label_files import labelled_uris
 from datasets.lake import Lake
 from datasets.locks import ALL_DATES, Lock
 

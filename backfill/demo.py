@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from actors.integrations import Integration, integrations
 from backfill.config import Workspace
-from datasets import labels as store
 from datasets.errors import ConfigError
+from datasets.label_files import read_labels
 from datasets.lake import FEEDS, POSTS, Lake
 
 START, END = "2024-10-01", "2024-10-03"
@@ -106,4 +106,4 @@ def some_labels(lake: Lake, chosen: Sequence[Integration], count: int) -> Iterat
 def _all_labels(lake: Lake, integration: Integration) -> dict[str, dict[str, Any]]:
     labels = integration.labels
     files = [path for paths in lake.partitions(labels.integration).values() for path in paths]
-    return {row["uri"]: row for path in files for row in store.read_labels(lake, labels, path).to_pylist()}
+    return {row["uri"]: row for path in files for row in read_labels(lake, labels, path).to_pylist()}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from actors.integrations import Integration
 from datasets.errors import BadFile
-from datasets.labels import labelled_uris
+from datasets.label_files import labelled_uris
 from datasets.lake import Lake
 from datasets.locks import Dates
 from datasets.posts import OnBadFile, Sample, Selection, UrisOf, day_after, post_sources, raise_bad_file, select

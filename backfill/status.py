@@ -11,10 +11,10 @@ from typing import Any
 from actors.integrations import Integration, integrations
 from backfill.config import Workspace, new_run_id
 from backfill.scope import BadFiles
-from datasets import labels as store
 from datasets import queues
 from datasets.database import create_label_table, forget_labels, is_there, label_count, last_runs, open_database
 from datasets.errors import BackfillError, ConfigError
+from datasets.label_files import Coverage, coverage
 from datasets.lake import POSTS
 from datasets.locks import Lock
 from datasets.mirror import fill, missing_files
@@ -45,10 +45,10 @@ def status(place: Workspace, start: str | None, end: str | None, bad_files: BadF
     found = Status()
     posts = select(lake, Sources(lake.partitions(POSTS, start, end)), {"": no_uris}, on_bad=bad_files)[""].by_date()
     for name, integration in integrations().items():
-        labelled = store.coverage(lake, integration.labels, start, end, bad_files)
+        labelled = coverage(lake, integration.labels, start, end, bad_files)
         found.queues[name] = {kind: queues.count(lake, kind, name) for kind in ("input", "output")}
         found.rejected[name] = sum((Counter(day.reasons) for day in labelled.values()), Counter())
-        none = store.Coverage(0, 0, {})
+        none = Coverage(0, 0, {})
         found.coverage[name] = {
             day: {
                 "posts": posts.get(day, 0),

@@ -36,15 +36,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.errors import BackfillError, BadFile, ConfigError, FileGone
+from datasets.errors import BackfillError, ConfigError
+from datasets.label_files import OPTIONAL_OUTCOMES, OUTCOMES, PREFIX, STAGED_DATES, Labels, read_labelled
 from datasets.lake import TIERS, Lake
 from datasets.locks import NOBODY, Dates, overlap
-from datasets.posts import OnBadFile, UrisOf, raise_bad_file
-from datasets.queues import digest, folder
-from datasets.schemas import OUTCOME_COLUMNS, PARTITION_DATE, conform, staged_schema
+from datasets.queues import digest
+from datasets.schemas import PARTITION_DATE, conform, staged_schema
 
-# Label files that this system wrote. Others in the same folders are the group's history.
-PREFIX = "labels-"
 # What is left of a file of the group's history when rejected rows in it were replaced: history still.
 _HISTORY_PREFIX = "kept-"
 # The files of one attempt: `labels-FILE`, and what is left of older ones, numbered.
@@ -52,25 +50,6 @@ _OF_ATTEMPT = re.compile(rf"(?:{PREFIX}|{_HISTORY_PREFIX})(.+?)(?:\.\d+)?")
 _ANOTHER_ATTEMPT = re.compile(r"r[0-9a-f]{6}$")
 # How long a writer that was taken for dead is reckoned with: a laptop may sleep for weeks.
 _ABANDONED_SECONDS = 90 * 86400.0
-_OUTCOMES = pa.schema(
-    [("uri", pa.string())] + [(n, OUTCOME_COLUMNS[n]) for n in ("was_successfully_labeled", "reason")]
-)
-_STAGED_DATES = pa.schema([(PARTITION_DATE, pa.string())])
-_STAGED_URIS = pa.schema([("uri", pa.string()), *_STAGED_DATES])
-# How often the files of a date are listed anew, where each listing is out of date when it is read.
-_LISTINGS = 10
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Where an integration's labels go: its name, and the schema of its rows."""
-
-    integration: str
-    schema: pa.Schema
-
-    @property
-    def queue(self) -> str:
-        return folder("output", self.integration)
 
 
 def batch_name(integration: str, revision: str, uris: Iterable[str]) -> str:
@@ -218,7 +197,7 @@ def _in_work(lake: Lake, labels: Labels, names: Sequence[str], live: Mapping[str
     days = {
         day
         for segment in _segments(labels, {"staged": names})
-        for batch in lake.read(segment, _STAGED_DATES)
+        for batch in lake.read(segment, STAGED_DATES)
         for day in pc.unique(batch[PARTITION_DATE]).to_pylist()
     }
     return any(overlap((day, day), dates) for day in days for dates in live.values())
@@ -283,7 +262,7 @@ def _remove_rows_of(lake: Lake, labels: Labels, attempts: set[str]) -> None:
         for path in [path for path in paths if _attempt_of(path) in attempts]:
             others = [other for other in lake.partitions(labels.integration, day, day).get(day, []) if other != path]
             rows = _read_whole(lake, path)
-            elsewhere = pa.chunked_array(_read_uris(lake, others, retry_rejected=False), pa.string())
+            elsewhere = pa.chunked_array(read_labelled(lake, others, retry_rejected=False), pa.string())
             left = rows.filter(pc.invert(pc.is_in(rows["uri"].cast(pa.string()), value_set=elsewhere)))
             if len(left):
                 folder, _, name = path.rpartition("/")
@@ -366,26 +345,10 @@ def _other_files(lake: Lake, labels: Labels, day: str, file: str) -> list[str]:
 
 def _unlabelled(lake: Lake, rows: pa.Table, others: Sequence[str], *, retried: bool) -> pa.Table:
     """The rows whose posts none of the `others` has, each post once. `retried`: unless as a rejected one."""
-    known = pa.chunked_array(_read_uris(lake, others, retry_rejected=retried), pa.string())
+    known = pa.chunked_array(read_labelled(lake, others, retry_rejected=retried), pa.string())
     rows = rows.filter(pc.invert(pc.is_in(rows["uri"], value_set=known)))
     codes = rows["uri"].combine_chunks().dictionary_encode().indices.to_numpy()
     return rows.take(pa.array(np.sort(np.unique(codes, return_index=True)[1])))
-
-
-def _read_uris(
-    lake: Lake, paths: Iterable[str], *, retry_rejected: bool, on_bad: OnBadFile = raise_bad_file
-) -> list[pa.Array]:
-    chunks: list[pa.Array] = []
-    for path in paths:
-        try:
-            for batch in lake.read(path, _OUTCOMES, ("was_successfully_labeled", "reason")):
-                uris = batch["uri"]
-                if retry_rejected:
-                    uris = uris.filter(pc.fill_null(batch["was_successfully_labeled"], True))
-                chunks.append(uris)
-        except BadFile as error:
-            on_bad(error)
-    return chunks
 
 
 def _without_rejected(lake: Lake, path: str, uris: pa.ChunkedArray) -> pa.Table | None:
@@ -395,7 +358,7 @@ def _without_rejected(lake: Lake, path: str, uris: pa.ChunkedArray) -> pa.Table 
             pc.equal(batch["was_successfully_labeled"], False).fill_null(False),
             pc.is_in(batch["uri"], value_set=uris),
         )
-        for batch in lake.read(path, _OUTCOMES, ("was_successfully_labeled", "reason"))
+        for batch in lake.read(path, OUTCOMES, OPTIONAL_OUTCOMES)
     ]
     mask = pa.chunked_array(rejected, pa.bool_())
     return _read_whole(lake, path).filter(pc.invert(mask)) if pc.any(mask).as_py() else None
@@ -419,91 +382,6 @@ def flushed_batches(lake: Lake, labels: Labels, run_id: str) -> set[str]:
             if _stem(path).startswith(f"{PREFIX}{run_id}-"):
                 with lake.open_parquet(path) as file:
                     found.update(json.loads((file.schema_arrow.metadata or {}).get(b"batches", b"[]")))
-    return found
-
-
-def read_labels(lake: Lake, labels: Labels, path: str) -> pa.Table:
-    """A label file with exactly our columns; those that an older file lacks are null."""
-    optional = [name for name in labels.schema.names if name != "uri"]
-    return pa.Table.from_batches(lake.read(path, labels.schema, optional), labels.schema)
-
-
-def labelled_uris(
-    lake: Lake, labels: Labels, *, retry_rejected: bool = False, on_bad: OnBadFile = raise_bad_file
-) -> UrisOf:
-    """The URIs that a selection leaves out, by partition date: labelled in either tier, or staged.
-
-    The files are listed now, and read a date at a time when it is asked for: held are their names.
-    Rejected posts count as labelled unless `retry_rejected`.
-    """
-    # First what is staged: what a flush moves meanwhile is then seen twice, and never missed.
-    waiting = _staged_by_date(lake, labels)
-    files = lake.partitions(labels.integration)
-
-    def read(day: str, labelled: Sequence[str], segments: Sequence[str]) -> pa.ChunkedArray:
-        chunks = _read_uris(lake, labelled, retry_rejected=retry_rejected, on_bad=on_bad)
-        for segment in segments:
-            for batch in lake.read(segment, _STAGED_URIS):
-                chunks.append(batch["uri"].filter(pc.equal(batch[PARTITION_DATE], day)))
-        return pa.chunked_array(chunks, pa.string())
-
-    def uris_of(day: str) -> pa.ChunkedArray:
-        labelled, segments = files.get(day, []), waiting.get(day, [])
-        for _ in range(_LISTINGS):
-            try:
-                return read(day, labelled, segments)
-            except FileGone:
-                # A flush has moved a segment, or replaced a label file: what they held is in files that are new.
-                segments = [segment for segment in segments if lake.exists(segment)]
-                labelled = lake.partitions(labels.integration, day, day).get(day, [])
-        return read(day, labelled, segments)
-
-    return uris_of
-
-
-def _staged_by_date(lake: Lake, labels: Labels) -> dict[str, list[str]]:
-    """Partition date → the segments of the output queue that hold labels of it."""
-    found: dict[str, list[str]] = {}
-    for path in lake.files(labels.queue):
-        with suppress(FileGone):  # flushed since it was listed: the label files are listed afterwards
-            days = {
-                day for batch in lake.read(path, _STAGED_DATES) for day in pc.unique(batch[PARTITION_DATE]).to_pylist()
-            }
-            for day in days:
-                found.setdefault(day, []).append(path)
-    return found
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What the labels of one partition hold. `reasons` counts rejected posts by reason."""
-
-    labelled: int
-    rejected: int
-    reasons: Mapping[str, int]
-
-
-def coverage(
-    lake: Lake, labels: Labels, start: str | None, end: str | None, on_bad: OnBadFile = raise_bad_file
-) -> dict[str, Coverage]:
-    """Partition date → what is labelled there, in the lake (not what is staged)."""
-    found: dict[str, Coverage] = {}
-    for day, files in lake.partitions(labels.integration, start, end).items():
-        rows = rejected = 0
-        reasons: dict[str, int] = {}
-        for path in files:
-            try:
-                for batch in lake.read(path, _OUTCOMES, ("was_successfully_labeled", "reason")):
-                    failed = np.asarray(pc.equal(batch["was_successfully_labeled"], False).fill_null(False))
-                    rows += len(batch)
-                    rejected += int(failed.sum())
-                    for item in pc.value_counts(batch["reason"].filter(pa.array(failed))).to_pylist():
-                        reasons[item["values"] or "unknown"] = (
-                            reasons.get(item["values"] or "unknown", 0) + item["counts"]
-                        )
-            except BadFile as error:
-                on_bad(error)
-        found[day] = Coverage(rows - rejected, rejected, reasons)
     return found
 
 

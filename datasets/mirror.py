@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from datasets.database import Database, create_label_table, load_labels, loaded_files
-from datasets.labels import PREFIX, Labels, read_labels
+from datasets.label_files import PREFIX, Labels, read_labels
 from datasets.lake import Lake
 
 

@@ -14,7 +14,8 @@ import pytest
 from datasets import database as db
 from datasets.database import Database, open_database
 from datasets.errors import ConfigError, RetryableError
-from datasets.labels import Labels, stage
+from datasets.label_files import Labels
+from datasets.labels import stage
 from datasets.lake import Lake
 from datasets.mirror import fill, missing_files
 from datasets.schemas import label_schema, staged_schema

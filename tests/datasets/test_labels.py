@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from datasets import labels as store
-from datasets.labels import Labels
+from datasets.label_files import Coverage, Labels, coverage, labelled_uris, read_labels
 from datasets.lake import Lake
 from datasets.schemas import label_schema, staged_schema
 from tests.support import DAY, lake_labels, make_uri, post, queue_files, write_partition
@@ -225,7 +225,7 @@ def test_a_segment_that_is_flushed_while_a_selection_looks_is_seen_in_the_lake(t
                 store.flush(lake, LABELS, [name], "r1-1-1")
             return found
 
-    assert store.labelled_uris(Racing(str(tmp_path)), LABELS)(DAY).to_pylist() == [make_uri(1)]
+    assert labelled_uris(Racing(str(tmp_path)), LABELS)(DAY).to_pylist() == [make_uri(1)]
 
 
 def test_kept_segments_are_written_once(tmp_path: Path) -> None:
@@ -255,10 +255,10 @@ def test_labelled_means_labelled_in_either_tier_or_staged(tmp_path: Path) -> Non
     write_partition(tmp_path, "ml_inference_x", DAY, [{"uri": "no", "was_successfully_labeled": False}], name="b")
     write_partition(tmp_path, "ml_inference_x", NEXT, [{"uri": "yes", "was_successfully_labeled": True}])
     stage(lake, rows([5]))
-    both = store.labelled_uris(lake, LABELS)
+    both = labelled_uris(lake, LABELS)
     assert set(both(DAY).to_pylist()) == {"history", "no", make_uri(5)}
     assert both(NEXT).to_pylist() == ["yes"]
-    assert set(store.labelled_uris(lake, LABELS, retry_rejected=True)(DAY).to_pylist()) == {"history", make_uri(5)}
+    assert set(labelled_uris(lake, LABELS, retry_rejected=True)(DAY).to_pylist()) == {"history", make_uri(5)}
 
 
 def test_coverage_counts_outcomes_and_reasons(tmp_path: Path) -> None:
@@ -269,13 +269,13 @@ def test_coverage_counts_outcomes_and_reasons(tmp_path: Path) -> None:
         )
     ]
     write_partition(tmp_path, "ml_inference_x", DAY, made)
-    found = store.coverage(Lake(str(tmp_path)), LABELS, None, None)
-    assert found == {DAY: store.Coverage(2, 3, {"too long": 2, "unknown": 1})}
+    found = coverage(Lake(str(tmp_path)), LABELS, None, None)
+    assert found == {DAY: Coverage(2, 3, {"too long": 2, "unknown": 1})}
 
 
 def test_an_older_label_file_is_read_with_nulls_for_what_it_lacks(tmp_path: Path) -> None:
     write_partition(tmp_path, "ml_inference_x", DAY, [{"uri": "u", "extra": 1}])
     (path,) = Lake(str(tmp_path)).partitions("ml_inference_x")[DAY]
-    table = store.read_labels(Lake(str(tmp_path)), LABELS, path)
+    table = read_labels(Lake(str(tmp_path)), LABELS, path)
     assert table.schema == LABELS.schema
     assert table.to_pylist()[0] == {name: "u" if name == "uri" else None for name in LABELS.schema.names}

@@ -11,6 +11,7 @@ import pytest
 
 from datasets import labels as store
 from datasets.errors import ConfigError
+from datasets.label_files import labelled_uris
 from datasets.lake import Lake, _write_local
 from tests.datasets.test_labels import LABELS, NEXT, expect, labelled, rows
 from tests.support import DAY, lake_labels, make_uri, queue_files, write_partition
@@ -90,7 +91,7 @@ def take_over(lake: Lake, run: str, *, retry: bool) -> None:
     store.recover(lake, LABELS)
     if left := store.staged(lake, LABELS):
         store.adopt(lake, LABELS, left, f"{run}-1-1", keep=False, ensure=lambda: None)
-    done = store.labelled_uris(lake, LABELS, retry_rejected=retry)
+    done = labelled_uris(lake, LABELS, retry_rejected=retry)
     names = []
     for day, numbers in POSTS.items():
         known = set(done(day).to_pylist())
@@ -222,7 +223,7 @@ def test_staged_uris_are_read_a_date_at_a_time(tmp_path: Path) -> None:
             opened.append(path)
             return super().open_parquet(path)
 
-    uris_of = store.labelled_uris(Watching(str(tmp_path)), LABELS)
+    uris_of = labelled_uris(Watching(str(tmp_path)), LABELS)
     opened.clear()
     assert uris_of("2024-10-05").to_pylist() == [make_uri(5)]
     assert opened == [f"{LABELS.queue}/{names[4]}.parquet"]
@@ -233,6 +234,6 @@ def test_what_is_flushed_or_replaced_after_a_selection_has_listed_is_still_seen(
     rejected = [{"uri": make_uri(n), "was_successfully_labeled": n == 2} for n in (1, 2)]
     write_partition(tmp_path, LABELS.integration, DAY, rejected, name="history")
     first = stage(lake, "r1", [3], DAY, ok=True)
-    uris_of = store.labelled_uris(lake, LABELS)
+    uris_of = labelled_uris(lake, LABELS)
     store.flush(lake, LABELS, [first, stage(lake, "r1", [1], DAY, ok=True)], "r1-1-1", replace=True)
     assert sorted(uris_of(DAY).to_pylist()) == sorted(make_uri(n) for n in (1, 2, 3))
