@@ -180,19 +180,16 @@ class LabelBuffer:
             staged = store.staged(lake, labels)
             mine = [name for name in staged if store.run_of(name) == self._run_id]
             left = store.left_by_dead(lake, labels, [name for name in staged if name not in mine], live)
-            for names in [] if policy.never else self._chunks(self._count(left)):
+            for names in [] if policy.never else self._chunks(store.count_staged(lake, labels, left)):
                 store.adopt(lake, labels, names, self._next_name(), keep=policy.keep, ensure=recovery.ensure)
         self._taken = dict.fromkeys([*store.flushed_batches(lake, labels, self._run_id), *mine])
-        self._rows = self._count(mine)
+        self._rows = store.count_staged(lake, labels, mine)
         self._oldest = time.monotonic() if mine else None
         for work in () if policy.never else (self._flush_until_closed, self._load_until_flushed):
             thread = threading.Thread(target=self._work, args=(work,), name=work.__name__, daemon=True)
             self._threads.append(thread)
             thread.start()
         return self._lock
-
-    def _count(self, names: list[str]) -> dict[str, int]:
-        return {name: self._lake.num_rows(f"{self._labels.queue}/{name}.parquet") for name in names}
 
     def _chunks(self, rows: Mapping[str, int]) -> Iterator[list[str]]:
         """The batches, at most the policy's rows at a time (at least one batch)."""

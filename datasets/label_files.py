@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.errors import BadFile, FileGone
+from datasets.errors import BadFile, ConfigError, FileGone
 from datasets.lake import Lake
 from datasets.posts import OnBadFile, UrisOf, raise_bad_file
 from datasets.queues import folder
@@ -62,6 +62,20 @@ def read_labels(lake: Lake, labels: Labels, path: str) -> pa.Table:
     return pa.Table.from_batches(lake.read(path, labels.schema, optional), labels.schema)
 
 
+def read_staged(lake: Lake, path: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """A segment of the output queue. Raises ConfigError where it is none: such a file can't be gone on without."""
+    try:
+        yield from lake.read(path, schema)
+    except BadFile as error:
+        raise not_staged(error) from error
+
+
+def not_staged(error: BadFile) -> ConfigError:
+    return ConfigError(
+        f"{error.path} holds no staged labels ({error.reason}); move it out of the queue and run the same command again"
+    )
+
+
 def labelled_uris(
     lake: Lake, labels: Labels, *, retry_rejected: bool = False, on_bad: OnBadFile = raise_bad_file
 ) -> UrisOf:
@@ -77,7 +91,7 @@ def labelled_uris(
     def read(day: str, labelled: Sequence[str], segments: Sequence[str]) -> pa.ChunkedArray:
         chunks = read_labelled(lake, labelled, retry_rejected=retry_rejected, on_bad=on_bad)
         for segment in segments:
-            for batch in lake.read(segment, _STAGED_URIS):
+            for batch in read_staged(lake, segment, _STAGED_URIS):
                 chunks.append(batch["uri"].filter(pc.equal(batch[PARTITION_DATE], day)))
         return pa.chunked_array(chunks, pa.string())
 
@@ -100,10 +114,8 @@ def _staged_by_date(lake: Lake, labels: Labels) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in lake.files(labels.queue):
         with suppress(FileGone):  # flushed since it was listed: the label files are listed afterwards
-            days = {
-                day for batch in lake.read(path, STAGED_DATES) for day in pc.unique(batch[PARTITION_DATE]).to_pylist()
-            }
-            for day in days:
+            batches = read_staged(lake, path, STAGED_DATES)
+            for day in {day for batch in batches for day in pc.unique(batch[PARTITION_DATE]).to_pylist()}:
                 found.setdefault(day, []).append(path)
     return found
 

@@ -36,8 +36,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.errors import BackfillError, ConfigError
-from datasets.label_files import OPTIONAL_OUTCOMES, OUTCOMES, PREFIX, STAGED_DATES, Labels, read_labelled
+from datasets.errors import BackfillError, BadFile, ConfigError
+from datasets.label_files import (
+    OPTIONAL_OUTCOMES,
+    OUTCOMES,
+    PREFIX,
+    STAGED_DATES,
+    Labels,
+    not_staged,
+    read_labelled,
+    read_staged,
+)
 from datasets.lake import TIERS, Lake
 from datasets.locks import NOBODY, Dates, overlap
 from datasets.queues import digest
@@ -74,6 +83,14 @@ def staged(lake: Lake, labels: Labels) -> list[str]:
     """Names of the staged batches that are not in the lake yet."""
     written = {name for path in _records(lake, labels, "written-") for name in _load(lake, path)["staged"]}
     return [name for name in map(_stem, lake.files(labels.queue)) if name not in written]
+
+
+def count_staged(lake: Lake, labels: Labels, names: Iterable[str]) -> dict[str, int]:
+    """Rows of each of some staged batches, from their footers."""
+    try:
+        return {name: lake.num_rows(f"{labels.queue}/{name}.parquet") for name in names}
+    except BadFile as error:
+        raise not_staged(error) from error
 
 
 def flush(
@@ -197,7 +214,7 @@ def _in_work(lake: Lake, labels: Labels, names: Sequence[str], live: Mapping[str
     days = {
         day
         for segment in _segments(labels, {"staged": names})
-        for batch in lake.read(segment, STAGED_DATES)
+        for batch in read_staged(lake, segment, STAGED_DATES)
         for day in pc.unique(batch[PARTITION_DATE]).to_pylist()
     }
     return any(overlap((day, day), dates) for day in days for dates in live.values())
@@ -314,7 +331,7 @@ def _label_files(
     lake: Lake, labels: Labels, intent: Mapping[str, Any], file: str, *, again: bool
 ) -> Iterator[_LabelFile]:
     schema = staged_schema(labels.schema)
-    batches = [batch for segment in _segments(labels, intent) for batch in lake.read(segment, schema)]
+    batches = [batch for segment in _segments(labels, intent) for batch in read_staged(lake, segment, schema)]
     rows = pa.Table.from_batches(batches, schema)
     metadata = {"batches": json.dumps(intent["staged"])}
     days = sorted(pc.unique(rows[PARTITION_DATE]).to_pylist())

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datasets import labels as store
@@ -166,9 +168,6 @@ def test_a_recovery_that_is_overtaken_at_any_point_leaves_each_post_one_row(tmp_
 
 def test_rejected_rows_in_a_file_with_string_views_are_replaced(tmp_path: Path) -> None:
     """As newer pyarrow and polars write them. They cannot be searched nor filtered as they are."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = write_partition(tmp_path, LABELS.integration, DAY, [{"uri": "x"}], name="history")
     views = pa.table(
         {
@@ -237,3 +236,20 @@ def test_what_is_flushed_or_replaced_after_a_selection_has_listed_is_still_seen(
     uris_of = labelled_uris(lake, LABELS)
     store.flush(lake, LABELS, [first, stage(lake, "r1", [1], DAY, ok=True)], "r1-1-1", replace=True)
     assert sorted(uris_of(DAY).to_pylist()) == sorted(make_uri(n) for n in (1, 2, 3))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"parquet of others"])
+def test_a_stray_file_in_the_output_queue_is_named(tmp_path: Path, content: bytes) -> None:
+    lake = Lake(str(tmp_path))
+    if content == b"parquet of others":
+        lake.write_parquet(f"{LABELS.queue}/stray.parquet", pa.table({"x": [1]}))
+    else:
+        lake.write_bytes(f"{LABELS.queue}/stray.parquet", content)
+    named = r"stray\.parquet holds no staged labels .*; move it out of the queue"
+    with pytest.raises(ConfigError, match=named):
+        labelled_uris(lake, LABELS)
+    with pytest.raises(ConfigError, match=named):
+        store.adopt(lake, LABELS, store.staged(lake, LABELS), "r1-1-1", keep=False, ensure=lambda: None)
+    if content != b"parquet of others":
+        with pytest.raises(ConfigError, match=named):
+            store.count_staged(lake, LABELS, store.staged(lake, LABELS))
