@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from datasets.errors import ConfigError, RejectedPost, RetryableError
+from datasets.secrets import remember_environment
 
 if TYPE_CHECKING:
     from actors.remote import Remote
@@ -93,7 +94,9 @@ class Integration:
     targets: Callable[[Mapping[str, Any]], Mapping[str, float | None]] | None = None
 
     def read_environment(self) -> Environment:
-        return Environment({name: os.environ[name] for name in self.environment if os.environ.get(name)})
+        found = Environment({name: os.environ[name] for name in self.environment if os.environ.get(name)})
+        remember_environment(found)
+        return found
 
     def check_settings(self, settings: Any) -> None:
         """Raises ConfigError where the integration cannot run as it is set, here and now."""

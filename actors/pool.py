@@ -24,6 +24,7 @@ from datasets.labels import batch_name
 from datasets.lake import Lake
 from datasets.schemas import PARTITION_DATE, POST_COLUMNS, staged_schema
 from datasets.scratch import scratch_folder
+from datasets.secrets import redact, remember_environment
 
 # A range of rows that killed the process is tried again in this many pieces.
 _PIECES = 16
@@ -44,6 +45,7 @@ class ClassifierActor:
         # An error here would reach the driver as the death of an actor, its text in the middle of a
         # traceback. Kept, it is the answer to the first block.
         self._broken: BackfillError | None = None
+        remember_environment({**os.environ, **environment})
         if self._local:
             os.nice(_NICE)
         try:
@@ -111,7 +113,7 @@ def label_rows(
 def _reason(outcome: Outcome) -> str | None:
     if isinstance(outcome, RetryableError):
         return outcome.kind
-    return str(outcome)[:_REASON_CHARS] if isinstance(outcome, RejectedPost) else None
+    return redact(str(outcome))[:_REASON_CHARS] if isinstance(outcome, RejectedPost) else None
 
 
 def classify_surviving(classifier: Classifier, texts: Sequence[str], attempts: Attempts) -> list[Outcome]:

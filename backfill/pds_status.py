@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backfill.config import Workspace
-from datasets.database import is_there, open_database, redact
+from datasets.database import is_there, open_database
 from datasets.errors import ConfigError
 from datasets.pds_state import PASSING, all_repos, create_tables
+from datasets.secrets import redact
 
 
 @dataclass

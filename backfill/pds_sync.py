@@ -31,6 +31,7 @@ from datasets.pds_state import RepoState, create_tables
 from datasets.queues import digest
 from datasets.raw_records import flush, recover, staged
 from datasets.scratch import scratch_folder
+from datasets.secrets import remember_url
 from pds.addresses import origin_of
 from pds.errors import RejectedRepo
 from pds.settings import PLC_DIRECTORY, PdsSettings
@@ -129,6 +130,7 @@ def sync(place: Workspace, options: SyncOptions, stream: TextIO) -> SyncResult:
 
 def user_origin(url: str, option: str) -> str:
     """A host that the user names may be anywhere, but it must be a host. Raises ConfigError."""
+    remember_url(url)
     try:
         return origin_of(url if "://" in url else f"https://{url}", insecure=True)
     except RejectedRepo as error:

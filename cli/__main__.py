@@ -39,14 +39,22 @@ def _check_packages() -> None:
 
 
 def _own_streams() -> None:
-    """Keeps standard error for us. What Ray's C++ parts write to the file descriptor goes nowhere; see --debug."""
+    """Standard output and error without secrets, tracebacks included. Standard error is kept for us.
+
+    What Ray's C++ parts write to the file descriptor goes nowhere; see --debug.
+    """
+    from datasets.secrets import redacting, remember_environment
+
+    remember_environment(os.environ)
+    sys.stdout = redacting(sys.stdout)
     if "--debug" in sys.argv:
+        sys.stderr = redacting(sys.stderr)
         return
     ours = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     os.close(nowhere)
-    sys.stderr = os.fdopen(ours, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    sys.stderr = redacting(os.fdopen(ours, "w", buffering=1, encoding="utf-8", errors="backslashreplace"))
 
 
 def make_cli() -> Any:

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from datasets.errors import ConfigError, RetryableError
+from datasets.secrets import redact, remember_url
 
 # Seconds to wait for another process's transaction before the database counts as locked.
 LOCK_SECONDS = 30
@@ -57,6 +58,7 @@ class Database(Protocol):
 
 def open_database(url: str) -> Database:
     """`sqlite:///path` (relative) and `sqlite:////path` (absolute), or `postgresql://…`."""
+    remember_url(url)
     database: Database
     if url.startswith("sqlite:///"):
         database = _Sqlite(url.removeprefix("sqlite:///"))
@@ -68,7 +70,9 @@ def open_database(url: str) -> Database:
             "to postgresql://… or, for runs on one machine, to sqlite:///backfill.db"
         )
     else:
-        raise ConfigError(f"{redact(url)} is not a database address; use sqlite:///PATH or postgresql://…")
+        # Where the password is in something that is no URL, nobody can tell.
+        shown = redact(url) if "://" in url else "what is given as the database"
+        raise ConfigError(f"{shown} is not a database address; use sqlite:///PATH or postgresql://…")
     with database.transaction():
         create_table(database, "runs", _RUNS, "run_id")
         create_table(database, "label_files", _LABEL_FILES, "path")
@@ -78,11 +82,6 @@ def open_database(url: str) -> Database:
 def is_there(url: str) -> bool:
     """Whether opening it would open something, not make it. A server that is down is there."""
     return bool(url) and (not url.startswith("sqlite:///") or os.path.exists(url.removeprefix("sqlite:///")))
-
-
-def redact(url: str) -> str:
-    """`url` without its password, for messages."""
-    return re.sub(r"(?<=://)([^/@:]*):[^@]*@", r"\1:***@", re.sub(r"(password=)[^&\s]*", r"\1***", url))
 
 
 def create_label_table(database: Database, integration: str, labels: pa.Schema) -> None:
@@ -117,8 +116,10 @@ def forget_labels(database: Database, integration: str) -> None:
 
 
 def record_run(database: Database, run: Row) -> None:
-    """Writes or replaces a row of `runs`; `selection`, `counts` and `versions` are JSON objects."""
-    values = [json.dumps(value) if isinstance(value, dict) else value for value in (run.get(n) for n in _RUNS.names)]
+    """Writes or replaces a row of `runs`; `selection`, `counts` and `versions` are JSON objects. No secret gets in."""
+    values = [
+        redact(json.dumps(value)) if isinstance(value, dict) else value for value in (run.get(n) for n in _RUNS.names)
+    ]
     with database.transaction():
         database.upsert("runs", pa.table([[value] for value in values], schema=_RUNS), "run_id")
 
@@ -255,6 +256,7 @@ class _Postgres:
 
         self._psycopg = psycopg
         self._url = url
+        _check_postgres_url(url)
         try:
             # A server that vanishes without a word is noticed within a minute.
             self._connection = psycopg.connect(
@@ -327,6 +329,22 @@ class _Postgres:
                 kind="database_down",
             )
         return ConfigError(f"the database {shown} refuses ({reason}); check --database-url and its rights")
+
+
+def _check_postgres_url(url: str) -> None:
+    """Raises ConfigError where libpq takes a part of the password for something else, and would show it."""
+    import psycopg
+
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(url)
+        int(parts.get("port") or 0)
+    except (psycopg.Error, ValueError):
+        parts = None
+    if parts is None or any("@" in str(parts.get(name, "")) for name in ("host", "dbname")):
+        raise ConfigError(
+            "the database address cannot be read; write special characters of its password as %XX "
+            "(% as %25, @ as %40, / as %2F, a space as %20), in --database-url or BACKFILL_DATABASE_URL"
+        ) from None
 
 
 def _csv(rows: pa.Table) -> memoryview:
