@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,9 @@ from actors.integrations import Environment, Placement
 from actors.models.settings import ModelSettings
 from actors.remote import Call, Limits, MalformedError, Quota, Remote
 from datasets.errors import ConfigError, FatalError, RejectedPost
+from datasets.secrets import redact
+from datasets.settings import check_numbers
+from datasets.urls import header_key, http_url
 
 BASE_URL = "https://api.openai.com/v1"
 _PROMPTS = Path(__file__).with_name("prompts")
@@ -40,6 +44,8 @@ _SPEAKS_TO_A_MODEL = re.compile(
     re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
 ENVIRONMENT = ("LLM_API_KEY", "LLM_BASE_URL")
+# What a request has from us, and `parameters` may not replace: another answer than the one asked for costs as much.
+_OURS = ("model", "messages", "response_format", "stream")
 
 
 @dataclass(frozen=True)
@@ -56,12 +62,24 @@ class LlmSettings:
     timeout: float = 120.0
     attempts: int = 8
 
+    def __post_init__(self) -> None:
+        check_numbers(self, LlmSettings, zero=("price_in", "price_out"))
+        for name, value in self.parameters.items():
+            if name in _OURS:
+                raise ValueError(f"parameters may not have {name}, which each request has from us")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"parameters: {name} = {value} is no number that JSON has")
+
 
 @dataclass(frozen=True)
 class LocalOrLlmSettings(ModelSettings, LlmSettings):
     """For an integration that a local model labels, or an LLM."""
 
     backend: Literal["embedding-head", "transformer", "zero-shot", "llm"] = "embedding-head"
+
+    def __post_init__(self) -> None:
+        ModelSettings.__post_init__(self)
+        LlmSettings.__post_init__(self)
 
 
 def local_or_llm(settings: LocalOrLlmSettings) -> Placement:
@@ -76,7 +94,7 @@ def chat_remote(
     complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda labels: labels,
 ) -> Remote:
     """The chat endpoint of LLM_BASE_URL, as an integration's settings (LlmSettings and `model`) want it."""
-    base_url = environment.get("LLM_BASE_URL") or BASE_URL
+    base_url = http_url(environment.get("LLM_BASE_URL") or BASE_URL, "LLM_BASE_URL")
     key = environment.get("LLM_API_KEY")
     if not key and base_url == BASE_URL:
         raise ConfigError(
@@ -84,7 +102,7 @@ def chat_remote(
         )
     if not settings.model:
         raise ConfigError('the backend "llm" needs a model, such as model = "gpt-4o-mini", in backfill.toml')
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    headers = {"Authorization": f"Bearer {header_key(key, 'LLM_API_KEY')}"} if key else {}
     api = ChatApi(
         settings.model, prompt, properties, base_url, headers, settings.posts_per_prompt, settings.parameters, complete
     )
@@ -206,6 +224,6 @@ def _code(body: bytes) -> str:
 
 def _reason(body: bytes) -> str:
     try:
-        return str(json.loads(body)["error"]["message"])[:200]
+        return redact(str(json.loads(body)["error"]["message"]))[:200]  # a secret that is cut is not known any more
     except (ValueError, KeyError, TypeError):
-        return body[:200].decode("utf-8", "replace")
+        return redact(body[:4096].decode("utf-8", "replace"))[:200]

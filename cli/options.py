@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import re
 from collections.abc import Callable
@@ -35,6 +36,17 @@ class Day(click.ParamType[str]):
             return date.fromisoformat(value).isoformat()
         except ValueError:
             self.fail(f"{value!r} is not a date of the form YYYY-MM-DD", param, ctx)
+
+
+class Number(click.FloatRange):
+    """Above 0, and a number: NaN is in every range, as click sees it."""
+
+    def __init__(self, most: float | None = None) -> None:
+        super().__init__(0, most, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not a number above 0", param, ctx)
 
 
 class IntegrationNames(click.ParamType[tuple[str, ...]]):
@@ -81,10 +93,12 @@ max_records_option = click.option(
 )
 sample_proportion_option = click.option(
     "--sample-proportion",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(most=1),
     help="A part of all posts, chosen by their URIs: the same ones for every integration and every run.",
 )
-sample_seed_option = click.option("--sample-seed", type=click.IntRange(min=0), default=0, help="Another sample.")
+sample_seed_option = click.option(
+    "--sample-seed", type=click.IntRange(0, 999_999_999), default=0, help="Another sample."
+)
 feed_lookback_option = click.option(
     "--feed-lookback-days",
     type=click.IntRange(min=0),
@@ -97,7 +111,7 @@ retry_rejected_option = click.option(
 )
 qps_option = click.option(
     "--qps",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(),
     help="The Perspective API's quota in queries a second. [env PERSPECTIVE_QPS; default 1]",
 )
 skip_bad_files_option = click.option(
@@ -216,7 +230,8 @@ def make_scope(
     from datasets.posts import Sample
 
     sample = None if sample_proportion is None else Sample(sample_proportion, sample_seed)
-    return Scope(record_type, start_date, end_date, max_records_per_run, sample, feed_lookback_days, retry_rejected)
+    lookback = min(feed_lookback_days, date.max.toordinal())
+    return Scope(record_type, start_date, end_date, max_records_per_run, sample, lookback, retry_rejected)
 
 
 def with_qps(place: Workspace, qps: float | None) -> Workspace:
@@ -224,9 +239,17 @@ def with_qps(place: Workspace, qps: float | None) -> Workspace:
     if qps is None:
         return place
     perspective = resolve("p")
-    settings = dataclasses.replace(place.config.settings(perspective), qps=qps)
+    settings = changed_settings(place.config.settings(perspective), "--qps", qps=qps)
     changed = {**place.config.integrations, perspective.name: settings}
     return dataclasses.replace(place, config=dataclasses.replace(place.config, integrations=changed))
+
+
+def changed_settings(settings: Any, flag: str, **values: Any) -> Any:
+    """The dataclass with values of a flag. Raises UsageError, which names the flag, where they don't fit."""
+    try:
+        return dataclasses.replace(settings, **values)
+    except ValueError as error:
+        raise click.UsageError(f"{flag}: {error}") from error
 
 
 def require(**values: Any) -> None:

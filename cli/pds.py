@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -49,7 +48,7 @@ _NETWORK = (
     click.option("--plc-url", metavar="URL", default=PLC_DIRECTORY, show_default=True, help="The PLC directory."),
     click.option(
         "--host-qps",
-        type=click.FloatRange(min=0, min_open=True),
+        type=options.Number(),
         help=f"Requests a second to each host, at the most. [default: {PdsSettings.host_qps:g}]",
     ),
     click.option(
@@ -168,8 +167,11 @@ def _options(place: Workspace, given: dict[str, Any], **more: Any) -> SyncOption
     """A flag goes before the table `[pds]` of the config file."""
     from backfill.pds_sync import SyncOptions
 
-    flags = {"host_qps": given["host_qps"], "max_repo_bytes": (given.get("max_repo_mib") or 0) * MIB}
-    settings = replace(place.config.pds, **{name: value for name, value in flags.items() if value})
+    settings = place.config.pds
+    if given["host_qps"]:
+        settings = options.changed_settings(settings, "--host-qps", host_qps=given["host_qps"])
+    if given.get("max_repo_mib"):
+        settings = options.changed_settings(settings, "--max-repo-mib", max_repo_bytes=given["max_repo_mib"] * MIB)
     return SyncOptions(
         dids=given["dids"],
         dids_file=given["dids_file"],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from datasets.settings import check_numbers
+
 MIB = 1024**2
 PLC_DIRECTORY = "https://plc.directory"
 
@@ -39,6 +41,4 @@ class PdsSettings:
     flush_seconds: float = 900.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value <= 0 and name not in ("patience", "identity_hours"):
-                raise ValueError(f"{name} must be more than 0")
+        check_numbers(self, zero=("patience", "identity_hours"))

@@ -14,6 +14,9 @@ from actors.integrations import Classifier, Environment, Integration, Placement
 from actors.models.settings import ModelSettings, check_local, local_classifier
 from actors.remote import Call, Limits, MalformedError, Quota, Remote
 from datasets.errors import ConfigError, FatalError, RejectedPost, RetryableError
+from datasets.secrets import redact
+from datasets.settings import check_numbers
+from datasets.urls import header_key, http_url
 
 ENDPOINT = "https://commentanalyzer.googleapis.com"
 # Bytes of UTF-8, from the API's answer COMMENT_TOO_LONG. Older documents say 3,000.
@@ -54,24 +57,28 @@ class Settings(ModelSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.qps is not None and self.qps <= 0:
-            raise ValueError("qps must be above 0")
+        check_numbers(self, zero=("token_budget",))
 
 
 def remote(settings: Settings, environment: Environment) -> Remote:
-    key = environment.get("PERSPECTIVE_API_KEY") or environment.get("GOOGLE_API_KEY")
-    endpoint = environment.get("PERSPECTIVE_API_ENDPOINT") or ENDPOINT
+    name = "PERSPECTIVE_API_KEY" if environment.get("PERSPECTIVE_API_KEY") else "GOOGLE_API_KEY"
+    key = environment.get(name)
+    endpoint = http_url(environment.get("PERSPECTIVE_API_ENDPOINT") or ENDPOINT, "PERSPECTIVE_API_ENDPOINT")
     if not key and endpoint == ENDPOINT:
         raise ConfigError("there is no key for the Perspective API; set PERSPECTIVE_API_KEY")
-    try:
-        qps = settings.qps or float(environment.get("PERSPECTIVE_QPS") or 1)
-    except ValueError as error:
-        raise ConfigError("PERSPECTIVE_QPS is not a number; set it to your quota in queries a second") from error
-    if qps <= 0:
-        raise ConfigError("PERSPECTIVE_QPS must be above 0; set it to your quota in queries a second")
-    headers = {"X-Goog-Api-Key": key} if key else {}
+    qps = settings.qps or _quota(environment.get("PERSPECTIVE_QPS") or "1")
+    headers = {"X-Goog-Api-Key": header_key(key, name)} if key else {}
     limits = Limits(settings.in_flight, settings.timeout, settings.attempts)
     return Remote(Perspective(endpoint, headers), Quota(qps), limits, endpoint, key or "")
+
+
+def _quota(text: str) -> float:
+    try:
+        return float(Settings(qps=float(text)).qps or 0)
+    except ValueError as error:
+        raise ConfigError(
+            f"PERSPECTIVE_QPS is {text!r}, not a number above 0; set it to your quota in queries a second"
+        ) from error
 
 
 def placement(settings: Settings) -> Placement:
@@ -175,7 +182,7 @@ def _reason(body: bytes) -> str:
         reasons = [str(detail["reason"]) for detail in error.get("details", []) if "reason" in detail]
         return ": ".join([*kinds, *reasons, str(error.get("message", ""))]).strip(": ")
     except (ValueError, KeyError, TypeError, AttributeError):
-        return body[:200].decode("utf-8", "replace")
+        return redact(body[:4096].decode("utf-8", "replace"))[:200]
 
 
 INTEGRATION = Integration(

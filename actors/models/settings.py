@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from datasets.errors import ConfigError
+from datasets.settings import check_numbers
 
 if TYPE_CHECKING:
     from actors.integrations import Classifier
@@ -22,7 +23,8 @@ class ModelSettings:
     embedding-head they name the sentence encoder, which otherwise is the one that comes along.
     `labels` maps the model's own labels to outputs of the integration, `hypotheses` outputs to
     sentences for a zero-shot model. `token_budget` is the padded tokens of one forward pass.
-    `gpu` is the part of a GPU that one actor takes, `threads` what one takes without a GPU.
+    `gpu` is the part of a GPU that one actor takes, at most a whole one; `threads` what one takes
+    without a GPU.
     """
 
     model: str | None = None
@@ -40,10 +42,9 @@ class ModelSettings:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 8 or self.token_budget < 0 or self.threads < 1:
-            raise ValueError("max_tokens must be at least 8, threads at least 1, and token_budget not below 0")
-        if not 0 < self.gpu <= 1:
-            raise ValueError("gpu must be above 0 and at most 1: an actor runs on one GPU, or on a part of it")
+        check_numbers(self, ModelSettings, zero=("token_budget",), most={"gpu": 1.0, "threads": 4096})
+        if self.max_tokens < 8:
+            raise ValueError("max_tokens must be at least 8")
 
 
 def local_classifier(

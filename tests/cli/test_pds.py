@@ -69,7 +69,7 @@ def test_a_flag_goes_before_the_config_file(tmp_path: Path) -> None:
     assert (settings.host_qps, settings.in_flight, settings.max_repo_bytes) == (3, 2, 1 << 20)
     assert _options(place, {**given, "host_qps": 4.0}).settings.host_qps == 4
     path.write_text("[pds]\nhost_qps = 0\n")
-    with pytest.raises(ConfigError, match="host_qps must be more than 0"):
+    with pytest.raises(ConfigError, match="host_qps must be a number above 0"):
         workspace(str(tmp_path), None, None, str(path), debug=False)
 
 
