@@ -12,13 +12,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from backfill.config import is_submitted_job
+from backfill.addresses import ROOT, is_submitted_job
 from datasets.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parent.parent
 # Blocks in flight are a few MiB each; what lies in the object store is memory that a laptop lacks.
 _OBJECT_STORE_BYTES = 512 * 1024**2
 # Read tasks come further apart than the second for which Ray keeps a worker that has nothing to do, and a new one

@@ -14,11 +14,15 @@ from secrets import token_hex
 from typing import Any
 
 from actors.integrations import Integration, integrations
+from backfill.addresses import database_at, file_at, lake_at
 from datasets.errors import ConfigError
 from datasets.lake import Lake
+from datasets.settings import check_numbers
 from pds.settings import PdsSettings
 
 DEFAULT_CONFIG = "backfill.toml"
+# Settings that may name a file or a folder.
+_PATHS = ("model", "heads", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,9 @@ class RunSettings:
     block_rows: int = 8192
     api_block_rows: int = 64
     api_actors: int = 1
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -61,26 +68,11 @@ class Workspace:
 def workspace(
     data_dir: str, database_url: str | None, ray_address: str | None, config: str | None, *, debug: bool
 ) -> Workspace:
-    """Raises ConfigError for a config file that does not fit, and for a place that would not last."""
-    for place in (data_dir, (database_url or "").removeprefix("sqlite:///")):
-        _check_lasts(place)
-    lake = Lake(data_dir)
+    """Raises ConfigError for a config file that does not fit, and for a place that would not last or is none."""
+    lake = lake_at(data_dir)
     if database_url is None:
-        database_url = f"sqlite:///{data_dir.rstrip('/')}/backfill.db" if lake.is_local else ""
-    return Workspace(lake, database_url, ray_address or None, load_config(config), debug)
-
-
-def is_submitted_job() -> bool:
-    """Whether `ray job submit` or KubeRay runs this process: then in a temporary copy of the folder."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def _check_lasts(place: str) -> None:
-    if is_submitted_job() and place and "://" not in place and not os.path.isabs(place):
-        raise ConfigError(
-            f"this is a Ray job, whose working directory ends with it, and so would {place}; give --data-dir (and "
-            "--database-url) an s3:// address or an absolute path on the node where the job runs"
-        )
+        database_url = f"sqlite:///{lake.root}/backfill.db" if lake.is_local else ""
+    return Workspace(lake, database_at(database_url), ray_address or None, load_config(config), debug)
 
 
 def new_run_id() -> str:
@@ -124,8 +116,10 @@ def _build(kind: type, table: Any, where: str) -> Any:
             raise ConfigError(f"{where}: there is no setting {key!r}; the settings are {', '.join(names) or 'none'}")
         if not _is_a(value, hints[key]):
             raise ConfigError(f"{where}: {key} = {value!r} is not of the type {_shown(hints[key])}")
+    paths = _PATHS if table.get("backend") != "llm" else ()
+    files = {key: file_at(value) for key, value in table.items() if key in paths}
     try:
-        return kind(**table)
+        return kind(**{**table, **files})
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
 

@@ -37,15 +37,16 @@ def copy(
     it again after anything: it goes on where it was.
     """
     options.check_order(start_date, end_date)
-    if source.rstrip("/") == target.rstrip("/"):
-        raise click.UsageError("--from and --to are the same lake")
+    from backfill.addresses import lake_at
     from backfill.copy import copy as copy_labels
     from backfill.scope import BadFiles
-    from datasets.lake import Lake
 
+    there, here = lake_at(source, "--from"), lake_at(target, "--to")
+    if there == here:
+        raise click.UsageError("--from and --to are the same lake")
     chosen = options.chosen_integrations(integration_names or (tuple(integrations()),))
     bad_files = BadFiles(skip_bad_files)
-    copied = copy_labels(Lake(source), Lake(target), chosen, start_date, end_date, bad_files, sys.stderr)
+    copied = copy_labels(there, here, chosen, start_date, end_date, bad_files, sys.stderr)
     show_skipped([str(error) for error in bad_files.skipped])
     head = ["integration", "files", "labels", "bytes", "there already"]
     rows = [[short(name), *map(number, (c.files, c.rows, c.bytes, c.already))] for name, c in copied.items()]

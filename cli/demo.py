@@ -28,14 +28,15 @@ def demo(place: Workspace) -> None:
     The lake is made in ./demo-data, unless --data-dir says otherwise.
     """
     from backfill import demo as backfill_demo
+    from backfill.addresses import lake_at
     from backfill.run import run
     from backfill.scope import BadFiles, Scope
     from backfill.status import status
     from cli.status import coverage_table
-    from datasets.lake import Lake
 
-    if place.lake.root == options.DEFAULT_DATA_DIR:
-        place = replace(place, lake=Lake(DEMO_DIR), database_url=f"sqlite:///{DEMO_DIR}/backfill.db")
+    if place.lake == lake_at(options.DEFAULT_DATA_DIR):
+        demo_lake = lake_at(DEMO_DIR)
+        place = replace(place, lake=demo_lake, database_url=f"sqlite:///{demo_lake.root}/backfill.db")
     lake = backfill_demo.make_lake(place.lake.root)
     able = backfill_demo.without_keys(place)
     scope = Scope("posts", backfill_demo.START, backfill_demo.END)
@@ -61,7 +62,11 @@ def demo(place: Workspace) -> None:
 
 
 def _say(text: str, first: str = "", rest: str = "") -> None:
-    click.echo(textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False))
+    click.echo(
+        textwrap.fill(
+            text, _WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+        )
+    )
 
 
 def _shown(labels: dict[str, object]) -> str:
