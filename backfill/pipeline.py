@@ -18,7 +18,6 @@ from actors.pool import ClassifierActor
 from actors.remote import Remote
 from actors.responses import remove_store, shared_store
 from backfill.config import RunSettings
-from datasets.errors import BackfillError, FatalError
 from datasets.lake import Lake
 from datasets.locks import Dates
 from datasets.posts import Selection
@@ -130,7 +129,7 @@ class Labelling:
 
 
 def label_posts(work: Labelling, on_receipt: Callable[[Receipt], None], stop: threading.Event) -> None:
-    """Returns when every batch is acknowledged, or `stop` is set. Raises our errors only."""
+    """Returns when every batch is acknowledged, or `stop` is set. Raises errors as Ray wraps them."""
     posts = eligible_posts(work.lake, work.selection, _block_rows(work), _READERS)
     _configure(posts.context)
     labels = posts.map_batches(
@@ -162,8 +161,6 @@ def label_posts(work: Labelling, on_receipt: Callable[[Receipt], None], stop: th
             if stop.is_set():
                 break
         _acknowledge(waiting, 0, on_receipt)
-    except Exception as error:
-        raise our_error(error) from error
     finally:
         over.set()
         # Where it works on when Ray is shut down, Ray ends the process.
@@ -257,21 +254,3 @@ def _acknowledge(
         for receipt in ray.get(done):
             on_receipt(receipt)
     return waiting
-
-
-def our_error(error: BaseException) -> BackfillError:
-    """The error of ours inside what Ray made of it; for any other, a FatalError that names it."""
-    seen: set[int] = set()
-    queue: list[BaseException | None] = [error]
-    while queue:
-        current = queue.pop(0)
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        if isinstance(current, BackfillError) and type(current).__module__ == BackfillError.__module__:
-            # Ray Data adds lines about its own retries to an error's text.
-            current.args = tuple(part.splitlines()[0] if isinstance(part, str) else part for part in current.args)
-            return current
-        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
-    last = (str(error).strip().splitlines() or [""])[-1]
-    return FatalError(f"the run stopped ({type(error).__name__}: {last}); run the same command again to go on")

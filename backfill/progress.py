@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -92,13 +93,20 @@ class Progress:
     def _print_until_closed(self) -> None:
         period = _TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS
         while not self._stop.wait(period):
-            line = self._line()
-            if self._terminal:
-                self._write(line)
-            elif line != self._shown:
-                self.say(line)
-            self._shown = line
-            self._say_what_stalls()
+            try:
+                self._show()
+            except Exception as error:  # noqa: BLE001 - the next line may do again; a broken stream can't be told
+                with suppress(Exception):
+                    self.say(f"progress cannot be shown ({type(error).__name__}: {error})")
+
+    def _show(self) -> None:
+        line = self._line()
+        if self._terminal:
+            self._write(line)
+        elif line != self._shown:
+            self.say(line)
+        self._shown = line
+        self._say_what_stalls()
 
     def _say_what_stalls(self) -> None:
         now = time.monotonic()
@@ -109,7 +117,13 @@ class Progress:
                 self._moved[name] = (count, now, _STALL_SECONDS)
             elif now - since >= patience:
                 self._moved[name] = (count, since, 2 * patience)
-                self.say(f"{name}: nothing labelled for {format_seconds(now - since)}: {self._why(name)}")
+                self.say(f"{name}: nothing labelled for {format_seconds(now - since)}: {self._reason(name)}")
+
+    def _reason(self, name: str) -> str:
+        try:
+            return self._why(name) if self._why else ""
+        except Exception as error:  # noqa: BLE001 - Ray's, when its state can't be asked; the thread goes on
+            return f"why is not known ({type(error).__name__}: {error})"
 
     def _write(self, line: str) -> None:
         with self._lock:

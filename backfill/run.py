@@ -5,16 +5,16 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, TextIO
 
 from actors.buffer import FlushPolicy, LabelBuffer, Receipt
-from actors.integrations import Integration
+from actors.integrations import Integration, Placement
 from actors.responses import remove_store
 from backfill.cluster import ray_running
 from backfill.config import Workspace, new_run_id
@@ -22,7 +22,7 @@ from backfill.progress import Progress, Tally
 from backfill.scope import BadFiles, Scope, find_posts, unlabelled
 from datasets import labels as store
 from datasets.database import open_database, record_run
-from datasets.errors import BackfillError, ConfigError, RetryableError
+from datasets.errors import BackfillError, ConfigError, RetryableError, our_error
 from datasets.locks import ALL_DATES, Dates, Lock, live_runs
 from datasets.posts import Selection
 
@@ -115,7 +115,7 @@ def label_all(
         try:
             _label_found(place, chosen, find, policy, result, progress, dates)
             after()
-        except BackfillError:
+        except Exception:
             with suppress(BackfillError):
                 _note_run(place, record, progress, _counts(result), 1)
             raise
@@ -152,11 +152,9 @@ def _able(place: Workspace, chosen: Sequence[Integration], result: RunResult) ->
     """Those that can run as they are set. One that cannot stops nobody else; raises ConfigError if none can."""
     able = []
     for integration in chosen:
-        try:
+        with _blamed(result.tallies[integration.name]):
             integration.check_settings(place.config.settings(integration))
             able.append(integration)
-        except ConfigError as error:
-            result.tallies[integration.name].error = str(error)
     if not able:
         raise ConfigError("; ".join(tally.error or "" for tally in result.tallies.values()))
     return able
@@ -203,9 +201,11 @@ def _finish_leftovers(
     place: Workspace, integration: Integration, policy: FlushPolicy, result: RunResult, dates: Dates
 ) -> None:
     """Nothing to label, but a killed run may have left staged labels, or the database may be behind."""
-    buffer = LabelBuffer(place.lake, integration.name, result.run_id, place.database_url, policy, dates)
-    result.tallies[integration.name].behind = buffer.close()
-    remove_store(place.lake, integration.name)
+    tally = result.tallies[integration.name]
+    with _blamed(tally):
+        buffer = LabelBuffer(place.lake, integration.name, result.run_id, place.database_url, policy, dates)
+        tally.behind = buffer.close()
+        remove_store(place.lake, integration.name)
 
 
 def _label_with_ray(
@@ -223,42 +223,54 @@ def _label_with_ray(
     from backfill.stalls import why_waiting
 
     settings = {integration.name: place.config.settings(integration) for integration in chosen}
-    placements = {i.name: i.placement(settings[i.name]) for i in chosen}
+    placements: dict[str, Placement] = {}
+    for integration in chosen:
+        with _blamed(result.tallies[integration.name]):
+            placements[integration.name] = integration.placement(settings[integration.name])
     pools = pipeline.size_pools(placements, settings, place.config.run.api_actors)
-    works = {
-        i.name: pipeline.Labelling(
-            place.lake, i, settings[i.name], selections[i.name], pools[i.name], place.config.run, result.run_id,
-            pipeline.make_buffer(place.lake, i, result.run_id, place.database_url, policy, dates),
-        )
-        for i in chosen
-    }  # fmt: skip
-    sessions = {name: pipeline.ApiSession.open(work) for name, work in works.items() if work.is_api}
+    works: dict[str, pipeline.Labelling] = {}
+    sessions: dict[str, pipeline.ApiSession] = {}
     stop = threading.Event()
 
     def label(integration: Integration) -> None:
-        tally, started = result.tallies[integration.name], time.monotonic()
+        name, started = integration.name, time.monotonic()
+        tally = result.tallies[name]
 
         def count(receipt: Receipt) -> None:
             tally.labelled += receipt.labelled
             tally.rejected.update(receipt.rejected)
             tally.retryable.update(receipt.failed)
 
-        try:
-            pipeline.label_posts(works[integration.name], count, stop)
-        except BackfillError as error:
-            tally.error = str(error)
+        with _blamed(tally):
+            works[name] = work = pipeline.Labelling(
+                place.lake, integration, settings[name], selections[name], pools[name], place.config.run, result.run_id,
+                pipeline.make_buffer(place.lake, integration, result.run_id, place.database_url, policy, dates),
+            )  # fmt: skip
+            if work.is_api:
+                sessions[name] = pipeline.ApiSession.open(work)
+            pipeline.label_posts(work, count, stop)
         tally.seconds = time.monotonic() - started
 
-    progress.watch(lambda name: why_waiting(api=works[name].is_api))
-    _in_threads(label, chosen, stop, result, progress)
-    for name, work in works.items():
+    progress.watch(lambda name: why_waiting(api=placements.get(name) == "api"))
+    _in_threads(label, [i for i in chosen if i.name in placements], stop, result, progress)
+    for name, work in list(works.items()):
         tally = result.tallies[name]
-        try:
+        with _blamed(tally):
             tally.behind = ray.get(work.buffer.close.remote())
             if name in sessions:
                 tally.api = sessions[name].close(work, complete=not tally.failed)
-        except Exception as error:  # noqa: BLE001 - Ray wraps it; unwrapped here
-            tally.error = tally.error or str(pipeline.our_error(error))
+
+
+@contextmanager
+def _blamed(tally: Tally) -> Iterator[None]:
+    """Whatever goes wrong in the block is this integration's error, the first one being the one to tell.
+
+    It stops no other integration, and is never taken for posts that the next run could label.
+    """
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - of Ray, of a model's code, of ours: unwrapped and told
+        tally.error = tally.error or str(our_error(error))
 
 
 def _in_threads(

@@ -65,6 +65,24 @@ class FatalError(BackfillError):
     """This integration cannot go on (a wrong key, a missing model). Says what to do."""
 
 
+def our_error(error: BaseException) -> BackfillError:
+    """The error of ours inside what Ray has made of it; for any other, a FatalError that names it."""
+    seen: set[int] = set()
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, BackfillError) and type(current).__module__ == __name__:
+            # Ray Data adds lines about its own retries to an error's text.
+            current.args = tuple(_first_line(part) if isinstance(part, str) else part for part in current.args)
+            return current
+        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
+    last = (str(error).strip().splitlines() or [""])[-1]
+    return FatalError(f"the run stopped ({type(error).__name__}: {last}); run the same command again to go on")
+
+
 _ADVICE = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
@@ -101,11 +119,11 @@ def os_error_reason(error: OSError) -> str:
     if number is None:
         number = next((code for code in _ADVICE if f"[errno {code}]" in str(error)), None)
         if "AWS Error" in str(error):
-            return next((advice for name, advice in _S3_ADVICE.items() if name in str(error)), _first_line(error))
+            return next((advice for name, advice in _S3_ADVICE.items() if name in str(error)), _first_line(str(error)))
     if number in _ADVICE:
         return _ADVICE[number]
-    return error.strerror or _first_line(error)
+    return error.strerror or _first_line(str(error))
 
 
-def _first_line(error: OSError) -> str:
-    return str(error).splitlines()[0]
+def _first_line(text: str) -> str:
+    return (text.splitlines() or [""])[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -15,7 +16,7 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 from actors.buffer import FlushPolicy
 from actors.integrations import resolve
 from backfill import phases
-from backfill.config import Workspace, workspace
+from backfill.config import RunSettings, Workspace, workspace
 from backfill.enqueue import enqueue
 from backfill.plan import plan
 from backfill.run import RunResult, label_all, run
@@ -213,3 +214,39 @@ def test_status_counts_what_is_there(lake_dir: Path) -> None:
     assert found.rejected[VALENCE] == {"bad luck": 1}
     assert found.queues[VALENCE] == {"input": 0, "output": 0}
     assert not (lake_dir / "backfill.db").exists(), "status changes nothing"
+
+
+@pytest.mark.parametrize(("part", "good_calls"), [("placement", 0), ("placement", 1), ("remote", 0), ("remote", 1)])
+def test_a_fault_in_the_set_up_of_one_integration_is_its_error_and_the_others_finish(
+    lake_dir: Path, monkeypatch: pytest.MonkeyPatch, part: str, good_calls: int
+) -> None:
+    """At the first call the settings are checked, at the second one the pipeline is built."""
+    make_lake(lake_dir)
+    monkeypatch.setenv("PERSPECTIVE_API_KEY", "a-key-for-nothing")
+    perspective, calls = resolve("p"), itertools.count()
+
+    def breaks(*arguments: Any) -> Any:
+        if next(calls) >= good_calls:
+            raise KeyError("no such thing")
+        return getattr(perspective, part)(*arguments)
+
+    chosen = [replace(perspective, **{part: breaks}), *VALENCES]
+    result = run(place_of(lake_dir), scope(), chosen, BadFiles(), io.StringIO())
+    assert result.exit_code == 1
+    assert "KeyError: 'no such thing'" in (result.tallies[perspective.name].error or "")
+    assert (counts(result), result.tallies[VALENCE].error) == ((80, 80, 0, 0), None)
+    assert len(lake_labels(lake_dir)) == 80
+    [recorded] = status(place_of(lake_dir), None, None, BadFiles()).runs
+    assert recorded["exit_code"] == 1
+    assert "no such thing" in recorded["counts"][perspective.name]["error"]
+
+
+def test_what_fails_while_the_pipeline_is_built_is_an_error_and_nothing_is_left_for_a_next_run(lake_dir: Path) -> None:
+    make_lake(lake_dir)
+    place, settings = place_of(lake_dir), RunSettings()
+    object.__setattr__(settings, "block_rows", None)  # past the check, as any other fault of ours would be
+    broken = replace(place, config=replace(place.config, run=settings))
+    result = run(broken, scope(), VALENCES, BadFiles(), io.StringIO())
+    assert (result.exit_code, counts(result)) == (1, (80, 0, 0, 80))
+    assert "the run stopped" in (result.tallies[VALENCE].error or "")
+    assert counts(run_valence(lake_dir)) == (80, 80, 0, 0)
