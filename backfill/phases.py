@@ -35,7 +35,7 @@ def run_queued(
 
     `since` keeps to what was enqueued in that time before now.
     """
-    after = datetime.now(UTC) - since if since is not None else None
+    after = _before(datetime.now(UTC), since) if since is not None else None
 
     def find(on_found: Callable[[], None]) -> Mapping[str, Selection]:
         return {integration.name: _queued(place.lake, integration, after, limit, on_found) for integration in chosen}
@@ -51,6 +51,12 @@ def run_queued(
         "limit": limit,
     }
     return label_all(place, chosen, find, policy, "run phase", selection, stream, remove_done)
+
+
+def _before(now: datetime, since: timedelta) -> datetime:
+    """That time before now, or the first one that there is."""
+    first = datetime.min.replace(tzinfo=UTC)
+    return now - since if since < now - first else first
 
 
 def _queued(

@@ -16,6 +16,7 @@ from cli.tables import number, short, table
 
 if TYPE_CHECKING:
     from backfill.config import Workspace
+    from datasets.lake import Lake
 
 
 class Services(options.IntegrationNames):
@@ -84,7 +85,8 @@ def backfill(place: Workspace, integration_names: tuple[tuple[str, ...], ...], *
 
         since = None
         if given["backfill_duration"]:
-            since = timedelta(**{given["backfill_period"] or "days": given["backfill_duration"]})
+            period = timedelta(**{given["backfill_period"] or "days": 1})
+            since = period * min(given["backfill_duration"], timedelta.max // period)
         result = run_queued(place, chosen, since, given["max_records_per_run"], sys.stderr)
     if given["write_cache_buffer_to_storage"]:
         _write(place, given)
@@ -127,15 +129,17 @@ def _check(names: tuple[tuple[str, ...], ...], given: dict[str, Any]) -> None:
         _source_lake()
 
 
-def _source_lake() -> str:
+def _source_lake() -> Lake:
     import os
+
+    from backfill.addresses import lake_at
 
     root = os.environ.get("BACKFILL_S3_LAKE", "")
     if not root.startswith("s3://"):
         raise click.UsageError(
             "--source-data-location s3 needs the lake's address in BACKFILL_S3_LAKE (s3://bucket/prefix)"
         )
-    return root
+    return lake_at(root, "BACKFILL_S3_LAKE")
 
 
 def _clear(place: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> None:
@@ -154,7 +158,6 @@ def _clear(place: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> No
 def _enqueue(place: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> None:
     from backfill.enqueue import enqueue
     from backfill.scope import BadFiles
-    from datasets.lake import Lake
 
     scope = options.make_scope(
         given["record_type"],
@@ -164,7 +167,7 @@ def _enqueue(place: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> 
         sample_seed=given["sample_seed"],
         feed_lookback_days=given["feed_lookback_days"],
     )
-    source = Lake(_source_lake()) if given["source_data_location"] == "s3" else place.lake
+    source = _source_lake() if given["source_data_location"] == "s3" else place.lake
     bad_files = BadFiles(given["skip_bad_files"])
     counts = enqueue(place, source, scope, chosen, bad_files)
     click.echo(table(["integration", "enqueued"], [[short(name), number(count)] for name, count in counts.items()]))

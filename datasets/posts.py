@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import date, timedelta
+from datetime import date
 from functools import lru_cache
 
 import numpy as np
@@ -119,14 +119,16 @@ def post_sources(lake: Lake, record_type: str, start: str, end: str, lookback_da
         return read_uris(lake, feeds.get(day, ()), on_bad)
 
     def members(day: str) -> pa.ChunkedArray:
-        days = [day_after(day, n) for n in range(lookback_days + 1)]
-        return pa.chunked_array([chunk for d in days if d in feeds for chunk in shown(d).chunks], pa.string())
+        last = day_after(day, lookback_days)
+        return pa.chunked_array([chunk for d in feeds if day <= d <= last for chunk in shown(d).chunks], pa.string())
 
     return Sources(lake.partitions(POSTS, day_after(start, -lookback_days), end), members)
 
 
 def day_after(day: str, days: int) -> str:
-    return (date.fromisoformat(day) + timedelta(days)).isoformat()
+    """The date `days` later, or the first or last one that a partition can have."""
+    number = date.fromisoformat(day).toordinal() + days
+    return date.fromordinal(min(max(number, 1), date.max.toordinal())).isoformat()
 
 
 def read_uris(lake: Lake, paths: Iterable[str], on_bad: OnBadFile = raise_bad_file) -> pa.ChunkedArray:

@@ -261,3 +261,37 @@ def test_a_hidden_datasets_package_is_one_plain_sentence(tmp_path: Path) -> None
     assert result.returncode == 1
     assert result.stderr.startswith("error: the package `datasets` in ")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("days", ["4", "999999999", "1" + "0" * 30])
+def test_a_look_back_may_reach_to_before_the_first_date_that_there_is(
+    capsys: pytest.CaptureFixture[str], lake_dir: Path, days: str
+) -> None:
+    write_posts(lake_dir, "0001-01-01", [post(1), post(2)])
+    write_partition(lake_dir, "fetch_posts_used_in_feeds", "0001-01-02", [{"uri": make_uri(1)}])
+    dates = ["-r", "posts_used_in_feeds", "--start-date", "0001-01-02", "--end-date", "9999-12-31"]
+    code, out, err = call(
+        capsys, "plan", "-i", "v", *dates, "--feed-lookback-days", days, "--json", "--data-dir", str(lake_dir)
+    )
+    assert code == 0, err
+    assert json.loads(out)["integrations"][VALENCE]["pending"] == {"0001-01-01": 1}
+
+
+@pytest.mark.parametrize("period", ["days", "hours"])
+@pytest.mark.parametrize("duration", ["1", "999999999", "1" + "0" * 30])
+def test_a_duration_may_be_longer_than_time_is(
+    capsys: pytest.CaptureFixture[str], lake_dir: Path, period: str, duration: str
+) -> None:
+    make_lake(lake_dir, 3)
+    code, _, err = call(
+        capsys, "backfill", "--run-integrations", "-i", "v", "-p", period, "-d", duration, "--data-dir", str(lake_dir)
+    )
+    assert code == 0, err
+
+
+def test_a_limit_may_be_any_number(capsys: pytest.CaptureFixture[str], lake_dir: Path) -> None:
+    make_lake(lake_dir, 3)
+    limit = ["--max-records-per-run", "1" + "0" * 30]
+    code, out, err = call(capsys, "plan", *SELECT, *limit, "--json", "--data-dir", str(lake_dir))
+    assert code == 0, err
+    assert json.loads(out)["integrations"][VALENCE]["total"] == 6

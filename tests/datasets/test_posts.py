@@ -14,7 +14,7 @@ import pytest
 from datasets import posts
 from datasets.errors import BadFile, ConfigError
 from datasets.lake import Lake
-from datasets.posts import Sample, Selection, Sources, no_uris, post_sources, read_part, select, split_part
+from datasets.posts import Sample, Selection, Sources, day_after, no_uris, post_sources, read_part, select, split_part
 from tests.s3_server import BUCKET, Endpoint
 from tests.support import DAY, make_uri, post, write_partition, write_posts
 
@@ -352,3 +352,27 @@ def test_selection_agrees_with_the_rules_applied_one_post_at_a_time(tmp_path: Pa
                     done.add(row["uri"])
         expected = Counter((day, uri) for uri, day in first.items() if uri not in done)
         assert Counter((row["partition_date"], row["uri"]) for row in chosen(tmp_path, found)) == expected
+
+
+@pytest.mark.parametrize(
+    ("day", "days", "expected"),
+    [
+        (DAY, -4, "2024-09-27"),
+        ("0001-01-02", -1, "0001-01-01"),
+        ("0001-01-02", -4, "0001-01-01"),
+        (DAY, -(10**30), "0001-01-01"),
+        ("9999-12-30", 4, "9999-12-31"),
+    ],
+)
+def test_days_end_where_the_calendar_does(day: str, days: int, expected: str) -> None:
+    assert day_after(day, days) == expected
+
+
+@pytest.mark.parametrize("lookback", [4, 10**9])
+def test_posts_of_feeds_are_found_at_both_ends_of_the_calendar(tmp_path: Path, lookback: int) -> None:
+    for day in ("0001-01-02", "9999-12-31"):
+        write_posts(tmp_path, day, [post(1)])
+        write_partition(tmp_path, "fetch_posts_used_in_feeds", day, [{"uri": make_uri(1)}])
+        found = sources(tmp_path, day, day, "posts_used_in_feeds", lookback)
+        assert found.members
+        assert found.members(day).to_pylist() == [make_uri(1)]
