@@ -22,6 +22,8 @@ _SQLITE = "sqlite:///"
 
 def lake_at(typed: str, option: str = "--data-dir") -> Lake:
     """The lake of a folder or an `s3://` address. Raises ConfigError, which names the option, for anything else."""
+    if not typed.strip():
+        raise ConfigError(f"{option} is empty; give it a folder, or an s3://BUCKET/PREFIX")
     if "://" not in typed:
         return Lake(_lasting(typed, option))
     scheme, _, rest = typed.partition("://")

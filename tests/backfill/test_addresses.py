@@ -103,6 +103,13 @@ def test_files_that_settings_name_are_absolute_where_the_project_does_not_bring_
     assert file_at("../") == str(ROOT.parent)
 
 
+@pytest.mark.parametrize("option", ["--from", "--to"])
+def test_an_empty_lake_is_not_the_folder_where_one_is(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    lakes = {"--from": "s3://b/p", "--to": "s3://b/q", option: ""}
+    assert main(["copy", *(part for pair in lakes.items() for part in pair)]) == 1
+    assert f"{option} is empty" in capsys.readouterr().err
+
+
 def test_a_lake_is_refused_that_is_neither_a_folder_nor_on_s3() -> None:
     with pytest.raises(ConfigError, match="neither a folder nor an s3://"):
         lake_at("https://bucket/lake")
