@@ -14,13 +14,13 @@ from actors.buffer import FlushPolicy, LabelBuffer
 from actors.integrations import Integration
 from backfill.config import Workspace, new_run_id
 from backfill.run import RunResult, label_all
-from backfill.scope import unlabelled
+from backfill.scope import BadFiles, unlabelled
 from datasets import labels as store
 from datasets import queues
 from datasets.database import label_count, open_database
 from datasets.lake import Lake
 from datasets.locks import Lock
-from datasets.mirror import fill
+from datasets.mirror import OnFill, fill
 from datasets.posts import Selection, Sources, read_part, select
 
 
@@ -78,22 +78,28 @@ def _remove_done(lake: Lake, integration: Integration, after: datetime | None) -
 
 @dataclass(frozen=True)
 class Written:
-    """What a write phase did: labels moved into the lake, and rows that the database then has."""
+    """What a write phase did: labels moved into the lake, and rows that the database then has.
+
+    `nameless`: label file → rows without a URI, which the database leaves out.
+    """
 
     moved: int
     in_database: int
+    nameless: Mapping[str, int]
 
 
-def write(place: Workspace, chosen: Sequence[Integration]) -> dict[str, Written]:
+def write(place: Workspace, chosen: Sequence[Integration], bad_files: BadFiles | None = None) -> dict[str, Written]:
     """Staged labels into the lake, and into the database whatever label files of the lake it lacks.
 
     The output queues keep what they had, for the clear phase. Raises RetryableError where the
     database does not answer; the labels are in the lake then.
     """
     place.lake.check()
-    run_id = new_run_id()
-    policy = FlushPolicy(place.config.run.flush_rows, place.config.run.flush_seconds, keep=True)
+    run_id, bad_files = new_run_id(), bad_files or BadFiles()
+    run = place.config.run
+    policy = FlushPolicy(run.flush_rows, run.flush_seconds, keep=True, skip_bad_files=bad_files.skip)
     moved: dict[str, int] = {}
+    nameless: dict[str, dict[str, int]] = {}
     with ExitStack() as stack:
         for integration in chosen:
             labels = integration.labels
@@ -103,8 +109,10 @@ def write(place: Workspace, chosen: Sequence[Integration]) -> dict[str, Written]
             LabelBuffer(place.lake, integration.name, run_id, place.database_url, policy).close()
         database = stack.enter_context(closing(open_database(place.database_url)))
         for integration in chosen:
-            fill(place.lake, integration.labels, database, ours_only=False)
-        return {name: Written(rows, label_count(database, name)) for name, rows in moved.items()}
+            found = nameless[integration.name] = {}
+            tell = OnFill(bad_file=bad_files, nameless=found.__setitem__)
+            fill(place.lake, integration.labels, database, ours_only=False, tell=tell)
+        return {name: Written(rows, label_count(database, name), nameless[name]) for name, rows in moved.items()}
 
 
 def clear(place: Workspace, chosen: Sequence[Integration], kinds: Sequence[queues.Kind]) -> dict[str, int]:
