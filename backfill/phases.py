@@ -18,6 +18,7 @@ from backfill.scope import BadFiles, unlabelled
 from datasets import labels as store
 from datasets import queues
 from datasets.database import label_count, open_database
+from datasets.errors import BadFile, ConfigError
 from datasets.lake import Lake
 from datasets.locks import Lock
 from datasets.mirror import OnFill, fill
@@ -62,7 +63,14 @@ def _queued(
 ) -> Selection:
     excluded = unlabelled(lake, [integration], retry_rejected=False)
     sources = Sources(queues.queued_posts(lake, integration.name, after))
-    return select(lake, sources, excluded, limit=limit, on_found=on_found)[integration.name]
+    return select(lake, sources, excluded, limit=limit, on_bad=_raise_not_queued, on_found=on_found)[integration.name]
+
+
+def _raise_not_queued(error: BadFile) -> None:
+    """No flag goes on without a segment: what is done is removed from the queue, and what it holds is not known."""
+    raise ConfigError(
+        f"{error.path} holds no queued posts ({error.reason}); move it out of the queue and run the same command again"
+    ) from error
 
 
 def _remove_done(lake: Lake, integration: Integration, after: datetime | None) -> None:

@@ -15,8 +15,8 @@ from backfill.scope import BadFiles
 from datasets import labels as store
 from datasets import queues
 from datasets.database import is_there, label_count, last_runs, open_database
-from datasets.errors import BackfillError, ConfigError
-from datasets.lake import POSTS
+from datasets.errors import BackfillError, BadFile, ConfigError, FileGone
+from datasets.lake import POSTS, Lake
 from datasets.locks import Lock
 from datasets.mirror import OnFill, missing_files, rebuild
 from datasets.posts import OnBadFile, Sources, no_uris, raise_bad_file, select
@@ -47,7 +47,7 @@ def status(place: Workspace, start: str | None, end: str | None, bad_files: BadF
     posts = select(lake, Sources(lake.partitions(POSTS, start, end)), {"": no_uris}, on_bad=bad_files)[""].by_date()
     for name, integration in integrations().items():
         labelled = store.coverage(lake, integration.labels, start, end, bad_files)
-        found.queues[name] = {kind: queues.count(lake, kind, name) for kind in ("input", "output")}
+        found.queues[name] = {kind: queues.count(lake, kind, name, bad_files) for kind in ("input", "output")}
         found.rejected[name] = sum((Counter(day.reasons) for day in labelled.values()), Counter())
         none = store.Coverage(0, 0, {})
         found.coverage[name] = {
@@ -58,11 +58,11 @@ def status(place: Workspace, start: str | None, end: str | None, bad_files: BadF
             }
             for day in sorted(posts.keys() | labelled.keys())
         }
-    _read_database(place, found)
+    _read_database(place, found, bad_files)
     return found
 
 
-def _read_database(place: Workspace, found: Status) -> None:
+def _read_database(place: Workspace, found: Status, bad_files: BadFiles) -> None:
     if not is_there(place.database_url):
         return
     try:
@@ -70,9 +70,22 @@ def _read_database(place: Workspace, found: Status) -> None:
             found.runs = last_runs(database)
             for name, integration in integrations().items():
                 files = missing_files(place.lake, integration.labels, database, ours_only=False)
-                found.behind[name] = sum(map(place.lake.num_rows, files))
+                found.behind[name] = sum(_rows(place.lake, path, bad_files) for path in files)
+    except BadFile:
+        raise
     except BackfillError as error:
         found.database_error = str(error)
+
+
+def _rows(lake: Lake, path: str, bad_files: BadFiles) -> int:
+    """None in a bad file, and none in one that a run has replaced meanwhile."""
+    try:
+        return lake.num_rows(path)
+    except FileGone:
+        return 0
+    except BadFile as error:
+        bad_files(error)
+        return 0
 
 
 def rebuild_database(

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from actors.integrations import resolve
@@ -192,3 +193,75 @@ def test_rows_without_a_uri_are_left_out_and_counted(capsys: pytest.CaptureFixtu
         assert "2 rows of 1 file have no uri" in err
         assert str(path) in err
         assert [uri for uri, *_ in database_labels(lake_dir)] == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["input", "output"])
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"notes"])
+def test_status_names_a_stray_file_in_a_queue_or_goes_on_without_it(
+    capsys: pytest.CaptureFixture[str], lake_dir: Path, kind: str, content: bytes
+) -> None:
+    only_queues(lake_dir)
+    folder = lake_dir / "queues" / kind / VALENCE
+    stray = folder / "stray.parquet"
+    stray.write_bytes(content)
+    (folder / "notes.txt").write_bytes(content)
+    code, out, err = call(capsys, lake_dir, "status")
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {stray}: not a readable Parquet file")
+    code, out, err = call(capsys, lake_dir, "status", "--skip-bad-files", "--json")
+    assert code == 0
+    assert json.loads(out)["queues"][VALENCE] == {"input": 1, "output": 2}
+    assert err.startswith(f"skipped {stray}: ")
+
+
+def test_status_tells_a_bad_label_file_from_a_bad_database(capsys: pytest.CaptureFixture[str], lake_dir: Path) -> None:
+    label(lake_dir, range(3), "a")
+    assert call(capsys, lake_dir, "status", "--rebuild-database")[0] == 0
+    label(lake_dir, range(3, 5), "b")
+    bad = label(lake_dir, range(5, 9), "c", LATER)
+    bad.write_bytes(b"PAR1")
+    code, out, err = call(capsys, lake_dir, "status", "--end-date", DAY)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {bad}: not a readable Parquet file")
+    code, out, err = call(capsys, lake_dir, "status", "--end-date", DAY, "--skip-bad-files")
+    assert code == 0
+    assert "could not be read" not in out
+    assert ["valence_classifier", "5", "0", "0", "0", "2"] in [line.split() for line in out.splitlines()]
+    assert err.startswith(f"skipped {bad}: ")
+
+
+@pytest.mark.parametrize("content", [b"PAR1", None])
+def test_a_bad_segment_of_the_input_queue_is_named_with_what_to_do(
+    capsys: pytest.CaptureFixture[str], lake_dir: Path, content: bytes | None
+) -> None:
+    only_queues(lake_dir)
+    [segment] = (lake_dir / "queues" / "input" / VALENCE).iterdir()
+    if content is None:
+        pq.write_table(pa.table({"uri": ["a"]}), segment)
+    else:
+        segment.write_bytes(content)
+    for flags in ([], ["--skip-bad-files"]):
+        code, _, err = call(capsys, lake_dir, "backfill", "--run-integrations", "-i", "v", *flags)
+        assert code == 1
+        assert f"error: {segment} holds no queued posts (" in err
+        assert "move it out of the queue" in err
+        assert "--skip-bad-files" not in err
+        assert segment.exists()
+
+
+def test_a_run_fills_the_database_without_a_label_file_of_ours_that_is_bad(
+    capsys: pytest.CaptureFixture[str], lake_dir: Path
+) -> None:
+    """Of another date than it is about, so that only the database needs it. All is labelled: no Ray is started."""
+    only_posts(lake_dir)
+    label(lake_dir, range(3), "labels-1")
+    bad = label(lake_dir, range(3, 6), "labels-2", LATER)
+    bad.write_bytes(b"PAR1")
+    run = ["run", "-i", "v", "-r", "posts", "--start-date", DAY, "--end-date", DAY]
+    code, _, err = call(capsys, lake_dir, *run)
+    assert code == 1
+    assert f"{bad}: not a readable Parquet file" in err
+    code, _, err = call(capsys, lake_dir, *run, "--skip-bad-files")
+    assert code == 0
+    assert err.count(f"skipped {bad}: ") == 1
+    assert {uri for uri, *_ in database_labels(lake_dir)} == {make_uri(n) for n in range(3)}
