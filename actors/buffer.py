@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 from actors.integrations import resolve
 from datasets import labels as store
 from datasets.database import Database, open_database
-from datasets.errors import BackfillError, RetryableError
+from datasets.errors import BackfillError, BadFile, RetryableError
 from datasets.label_files import labelled_uris
 from datasets.lake import Lake
 from datasets.locks import ALL_DATES, Dates, Lock, live_runs
-from datasets.mirror import fill, load
+from datasets.mirror import OnFill, fill, load
 from datasets.schemas import PARTITION_DATE
 
 # The writer of a killed run may finish a flush before it notices.
@@ -46,6 +46,7 @@ class FlushPolicy:
 
     `never` leaves all in the output queue, for a write phase. `keep` leaves what is flushed in the
     queue too, for a clear phase. `replace` takes older, rejected rows of the same posts out.
+    `skip_bad_files` leaves label files that cannot be used out of the database.
     """
 
     rows: int = 100_000
@@ -53,6 +54,7 @@ class FlushPolicy:
     never: bool = False
     keep: bool = False
     replace: bool = False
+    skip_bad_files: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class LabelBuffer:
         self._closing = False
         self._error: BackfillError | None = None
         self._behind: RetryableError | None = None
+        self._skipped: dict[str, BadFile] = {}
         self._try_again = 0.0
         self._threads: list[threading.Thread] = []
 
@@ -165,6 +168,10 @@ class LabelBuffer:
         with self._changed:
             self._raise_error()
         return str(self._behind) if self._behind else None
+
+    def skipped(self) -> list[BadFile]:
+        """Label files that the database was not filled from, after `close`."""
+        return list(self._skipped.values())
 
     def _open(self) -> Lock:
         """On the first call, because until then the driver may still be reading what recovery would move."""
@@ -285,7 +292,7 @@ class LabelBuffer:
         try:
             if self._database is None:
                 self._database = open_database(self._url)
-                fill(self._lake, self._labels, self._database, ours_only=True)
+                fill(self._lake, self._labels, self._database, ours_only=True, tell=OnFill(bad_file=self._skip))
             elif paths:
                 load(self._lake, self._labels, self._database, paths)
             self._behind = None
@@ -294,6 +301,11 @@ class LabelBuffer:
             if self._database is not None:
                 self._database.close()
             self._database = None
+
+    def _skip(self, error: BadFile) -> None:
+        if not self._policy.skip_bad_files:
+            raise error
+        self._skipped[error.path] = error
 
     def _stop(self, error: BackfillError) -> None:
         with self._changed:

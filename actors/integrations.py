@@ -78,6 +78,7 @@ class Integration:
 
     `outputs` are what a local model has to tell apart, `groups` those of them that exclude each
     other, and `targets` what a row of hand labels teaches each: that is what heads are trained by.
+    `unused` says why a label of such a row teaches nothing, None where all do.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Integration:
     outputs: tuple[str, ...] = ()
     groups: tuple[tuple[str, ...], ...] = ()
     targets: Callable[[Mapping[str, Any]], Mapping[str, float | None]] | None = None
+    unused: Callable[[Mapping[str, Any]], str | None] | None = None
 
     def read_environment(self) -> Environment:
         found = Environment({name: os.environ[name] for name in self.environment if os.environ.get(name)})

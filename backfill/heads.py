@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from actors.integrations import Integration, Outcome
-from backfill.hand_labels import Row, read_rows, targets_of
+from backfill.hand_labels import Row, read_rows, targets_of, unused_labels, weights_of
 from backfill.model_card import HeldOut, Report, model_card
 from datasets.errors import ConfigError
 
@@ -31,29 +31,37 @@ def train_head(
     from actors.models.backends import Encoder
     from actors.models.batches import choose_device, set_threads
     from actors.models.heads import save_head
-    from actors.models.training import Examples, train
+    from actors.models.training import Examples, check_examples, not_learnt, train
 
     if integration.targets is None:
         raise ConfigError(f"{integration.name} has no model that could be trained")
-    rows = [row for path in labels for row in read_rows(path)]
-    targets = targets_of(integration, rows, labels)
+    notes_of_labels: list[str] = []
+    rows = [row for path in labels for row in read_rows(path, notes_of_labels.append)]
+    where = ", ".join(labels)
+    targets, weights = targets_of(integration, rows, labels), weights_of(rows, where)
+    check_examples(targets, weights, integration.groups, where)
+    notes_of_labels += unused_labels(integration, rows, where)
+    if names := not_learnt(targets):
+        notes_of_labels.append(f"{where}: not learnt, because all labels of them are the same: {', '.join(names)}")
     set_threads(settings.threads)
     encoder = Encoder(settings, choose_device("float32"))
     layers = encoder.layers_at(_LAYER_SHARES)
     features = encoder.features([row["text"] for row in rows], layers=layers)
-    weights = np.array([float(row.get("weight", 1) or 1) for row in rows])
     trained = train(Examples(features, targets, weights), integration.groups, layers, encoder.sha256, seed)
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_head(path, trained.head)
-    report = Report(_measures(integration, targets, trained.validated, weights >= 1))
+    report = Report(_measures(integration, targets, trained.validated, weights >= 1), notes_of_labels)
     held_out = None
     if test:
         held_out = HeldOut(test, read_rows(test), evaluate_file(integration, _with_head(settings, path), test, seed))
     card = model_card(integration, labels, rows, path, encoder.model, trained, report, held_out, seed, notes)
     path.with_suffix(".md").write_text(card, encoding="utf-8")
+    if held_out is None:
+        return report
     return Report(
-        report.rows + ([(f"held out: {row[0]}", *row[1:]) for row in held_out.report.rows] if held_out else [])
+        report.rows + [(f"held out: {row[0]}", *row[1:]) for row in held_out.report.rows],
+        [*report.notes, *held_out.report.notes],
     )
 
 
@@ -84,6 +92,8 @@ def _measures(
         table, guess = (np.stack([part[name] for name in names], axis=1) for part in (targets, scores))
         known = own & ~np.isnan(table).any(axis=1) & ~np.isnan(guess).any(axis=1)
         truth, found = table[known].argmax(axis=1), guess[known].argmax(axis=1)
+        if not len(truth):
+            continue
         label = "/".join(names)
         rows.append((label, "accuracy", str(metrics.estimate(metrics.accuracy, truth, found))))
         rows.append((label, "macro-F1", str(metrics.estimate(metrics.macro_f1, truth, found))))
@@ -108,13 +118,17 @@ def _output_rows(name: str, truth: Any, found: Any) -> list[tuple[str, str, str]
 
 def evaluate_file(integration: Integration, settings: Any, path: str, seed: int = 0) -> Report:
     """Any configured back end over hand-labelled texts: accuracy, macro-F1, AUC where it has probabilities."""
-    rows = read_rows(path)
+    notes: list[str] = []
+    rows = read_rows(path, notes.append)
+    targets = targets_of(integration, rows, [path], kinds=1) if integration.targets else {}
+    notes += unused_labels(integration, rows, path)
     outcomes = label_texts(integration, settings, [row["text"] for row in rows])
     if integration.targets is None:
-        return Report(_column_measures(integration, rows, outcomes, seed))
-    targets = targets_of(integration, rows, [path], kinds=1)
-    scores = _scores(integration, outcomes)
-    return Report(_measures(integration, targets, scores, np.ones(len(rows), bool)))
+        return Report(_column_measures(integration, rows, outcomes, seed), notes)
+    measures = _measures(integration, targets, _scores(integration, outcomes), np.ones(len(rows), bool))
+    if not measures:
+        raise ConfigError(f"{path}: no text with a label was labelled by {integration.name}; check its back end")
+    return Report(measures, notes)
 
 
 def _column_measures(
@@ -125,7 +139,11 @@ def _column_measures(
 
     found = []
     for name, kind in integration.columns.items():
-        pairs = [(r[name], o[name]) for r, o in zip(rows, outcomes, strict=True) if isinstance(o, dict) and name in r]
+        pairs = [
+            (row[name], outcome[name])
+            for row, outcome in zip(rows, outcomes, strict=True)
+            if isinstance(outcome, dict) and row.get(name) is not None and not _is_unused(integration, row)
+        ]
         if pairs and kind != "float64":
             truth, guess = (np.array(side) for side in zip(*pairs, strict=True))
             found.append((name, "accuracy", str(metrics.estimate(metrics.accuracy, truth, guess, seed))))
@@ -133,6 +151,10 @@ def _column_measures(
     if not found:
         raise ConfigError(f"the labels have none of the columns {', '.join(integration.columns)}")
     return found
+
+
+def _is_unused(integration: Integration, row: Row) -> bool:
+    return bool(integration.unused and integration.unused(row))
 
 
 def agreement(integration: Integration, settings: Any, other: Any, path: str) -> Report:

@@ -16,9 +16,10 @@ from backfill.hand_labels import Row
 
 @dataclass(frozen=True)
 class Report:
-    """Rows of (output or column, measure, value), ready to print."""
+    """Rows of (output or column, measure, value), ready to print, and what of the labels was not used."""
 
     rows: list[tuple[str, str, str]]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def model_card(
     ]
     lines += [f"- Head: SHA-256 `{file_sha256(path)}`, {trained.head.weight.size + trained.head.bias.size:,} numbers."]
     lines += [f"- Outputs: {', '.join(trained.head.outputs)}. Seed {seed}, five folds."]
-    lines += ["", "## Data", "", *_data(labels, rows)]
+    lines += ["", "## Data", "", *_data(labels, rows), *(f"- {note}." for note in report.notes)]
     lines += ["", "## Cross-validation", "", "On texts that the head had not seen, with 95 % bootstrap intervals.", ""]
     lines += _table(report)
     if held_out:

@@ -72,7 +72,7 @@ class Driver:
     ) -> None:
         self._database, self._owners, self._writer, self._progress = database, owners, writer, progress
         self._wanted, self._plc_url = wanted, plc_url
-        self._identities_since = int(time.time() - identity_hours * 3600)
+        self._identity_seconds = int(identity_hours * 3600)
         self._window: dict[str, Steps] = {}
         self._doubts: Doubts[tuple[Steps, Left]] = Doubts()
         self._resting: tuple[float, str] = (0.0, "")
@@ -108,7 +108,7 @@ class Driver:
             if not isinstance(entry, Invalid) and entry.did not in self._window and entry.did not in self._writer.staged
         }
         states = load_repos(self._database, entries)
-        identities = load_identities(self._database, entries, self._identities_since)
+        identities = load_identities(self._database, entries, int(time.time()), self._identity_seconds)
         jobs: list[Job] = []
         for did, entry in entries.items():
             listed = entry if isinstance(entry, ListedRepo) else None

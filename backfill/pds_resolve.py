@@ -48,8 +48,8 @@ class _Run:
             if isinstance(line, Invalid):
                 self.on_found(Unresolved(line.did, "invalid_did", f"line {line.line}: {line.reason}"))
         dids = dict.fromkeys(user.did for user in some if isinstance(user, User) and user.did not in self.under_way)
-        since = int(time.time() - self.options.settings.identity_hours * 3600)
-        cached = load_identities(self.database, dids, since)
+        max_age = int(self.options.settings.identity_hours * 3600)
+        cached = load_identities(self.database, dids, int(time.time()), max_age)
         jobs = []
         for did in dids:
             step = Steps(did, {}, self.plc_url, identity=None).begin()

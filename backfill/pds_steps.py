@@ -88,7 +88,7 @@ class Steps:
             if known and self.listed.rev == known:
                 return Done(UNCHANGED)
             known = None
-        return Fetch(identity, coverage, known)
+        return Fetch(identity, coverage, known, before.batch if before else None)
 
 
 def _done(left: Left) -> Done:

@@ -20,7 +20,7 @@ from backfill.config import Workspace, new_run_id
 from backfill.pds_driver import Driver, Tally
 from backfill.pds_owners import Owners
 from backfill.pds_users import EveryoneOn, Given, check_file, read_users
-from backfill.pds_writer import Writer
+from backfill.pds_writer import Writer, say_outdated
 from backfill.status_line import StatusLine
 from datasets.coverage import RECORD_TYPES, covering
 from datasets.database import Database, open_database
@@ -106,10 +106,7 @@ def sync(place: Workspace, options: SyncOptions, stream: TextIO) -> SyncResult:
         source = EveryoneOn(host) if host else Given(read_users(options.dids, options.dids_file))
         trusted = [origin for origin in (plc_url, host) if origin]
         owners = _start_owners(place, options, trusted, run_id, stack)
-        writer = Writer(
-            place.lake, database, run_id, lock, options.settings,
-            lambda users: progress.say(f"writing the records of {users:,} users"),
-        )  # fmt: skip
+        writer = Writer(place.lake, database, run_id, lock, options.settings, progress.say)
         wanted = covering(options.record_types, options.start, options.end)
         driver = Driver(database, owners, writer, progress, wanted, plc_url, options.settings.identity_hours)
         result.tally = driver.tally
@@ -123,7 +120,7 @@ def sync(place: Workspace, options: SyncOptions, stream: TextIO) -> SyncResult:
         writer.flush()
         if result.interrupted:
             # What the owners had not told of yet.
-            result.tally.count(_flush_staged(place.lake, database, f"{run_id}-last", lock))
+            result.tally.count(_flush_staged(place.lake, database, f"{run_id}-last", lock, progress))
     result.seconds = time.monotonic() - started
     return result
 
@@ -151,13 +148,15 @@ def _recover(lake: Lake, database: Database, run_id: str, lock: Lock, progress: 
     """Takes up what a killed run has left: an unfinished flush, and what it had staged."""
     create_tables(database)
     recover(lake, database, lock.ensure)
-    if repos := _flush_staged(lake, database, f"{run_id}-0", lock):
+    if repos := _flush_staged(lake, database, f"{run_id}-0", lock, progress):
         progress.say(f"wrote the records of {len(repos):,} users, which an earlier run had fetched")
 
 
-def _flush_staged(lake: Lake, database: Database, batch: str, lock: Lock) -> Sequence[RepoState]:
+def _flush_staged(lake: Lake, database: Database, batch: str, lock: Lock, progress: StatusLine) -> Sequence[RepoState]:
     receipts = staged(lake)
-    return flush(lake, database, receipts, batch, lock.ensure) if receipts else ()
+    written = flush(lake, database, receipts, batch, lock.ensure) if receipts else ()
+    say_outdated(receipts, written, progress.say)
+    return written
 
 
 def _start_owners(place: Workspace, options: SyncOptions, trusted: list[str], run_id: str, stack: ExitStack) -> Owners:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from datasets.database import Database
 from datasets.lake import Lake
 from datasets.locks import Lock
 from datasets.pds_state import Identity, RepoState, save_identities, save_repos
-from datasets.raw_records import Receipt, flush
+from datasets.raw_records import Receipt, flush, outdated
 from pds.settings import PdsSettings
 
 # Seconds, and rows, between two writes of statuses.
@@ -21,7 +21,7 @@ _FLUSH_REPOS = 20_000
 
 
 class Writer:
-    """Of one run. `on_flush` is told how many repositories a flush is about."""
+    """Of one run. `say` is told what a flush is about, and what it leaves out."""
 
     def __init__(
         self,
@@ -30,11 +30,11 @@ class Writer:
         run_id: str,
         lock: Lock,
         settings: PdsSettings,
-        on_flush: Callable[[int], None],
+        say: Callable[[str], None],
     ) -> None:
         self._lake, self._database, self._run_id, self._lock = lake, database, run_id, lock
         self._settings = settings
-        self._on_flush = on_flush
+        self._say = say
         self._identities: list[Identity] = []
         self._states: list[RepoState] = []
         self._receipts: list[Receipt] = []
@@ -78,8 +78,17 @@ class Writer:
     def flush(self) -> None:
         """Everything that is staged."""
         if self._receipts:
-            self._on_flush(len(self.staged))
+            self._say(f"writing the records of {len(self.staged):,} users")
             self._batches += 1
-            flush(self._lake, self._database, self._receipts, f"{self._run_id}-{self._batches}", self._lock.ensure)
+            batch = f"{self._run_id}-{self._batches}"
+            written = flush(self._lake, self._database, self._receipts, batch, self._lock.ensure)
+            say_outdated(self._receipts, written, self._say)
         self._receipts, self._rows = [], 0
         self.staged = set()
+
+
+def say_outdated(receipts: Sequence[Receipt], written: Sequence[RepoState], say: Callable[[str], None]) -> None:
+    """Names what a flush has left out."""
+    if dids := sorted(outdated(receipts, written)):
+        others = f" and of {len(dids) - 1:,} more" if len(dids) > 1 else ""
+        say(f"left out what was fetched of {dids[0]}{others}: the lake has newer records")

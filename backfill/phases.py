@@ -14,13 +14,14 @@ from actors.buffer import FlushPolicy, LabelBuffer
 from actors.integrations import Integration
 from backfill.config import Workspace, new_run_id
 from backfill.run import RunResult, label_all
-from backfill.scope import unlabelled
+from backfill.scope import BadFiles, unlabelled
 from datasets import labels as store
 from datasets import queues
 from datasets.database import label_count, open_database
+from datasets.errors import BadFile, ConfigError
 from datasets.lake import Lake
 from datasets.locks import Lock
-from datasets.mirror import fill
+from datasets.mirror import OnFill, fill
 from datasets.posts import Selection, Sources, read_part, select
 
 
@@ -68,7 +69,14 @@ def _queued(
 ) -> Selection:
     excluded = unlabelled(lake, [integration], retry_rejected=False)
     sources = Sources(queues.queued_posts(lake, integration.name, after))
-    return select(lake, sources, excluded, limit=limit, on_found=on_found)[integration.name]
+    return select(lake, sources, excluded, limit=limit, on_bad=_raise_not_queued, on_found=on_found)[integration.name]
+
+
+def _raise_not_queued(error: BadFile) -> None:
+    """No flag goes on without a segment: what is done is removed from the queue, and what it holds is not known."""
+    raise ConfigError(
+        f"{error.path} holds no queued posts ({error.reason}); move it out of the queue and run the same command again"
+    ) from error
 
 
 def _remove_done(lake: Lake, integration: Integration, after: datetime | None) -> None:
@@ -84,22 +92,28 @@ def _remove_done(lake: Lake, integration: Integration, after: datetime | None) -
 
 @dataclass(frozen=True)
 class Written:
-    """What a write phase did: labels moved into the lake, and rows that the database then has."""
+    """What a write phase did: labels moved into the lake, and rows that the database then has.
+
+    `nameless`: label file → rows without a URI, which the database leaves out.
+    """
 
     moved: int
     in_database: int
+    nameless: Mapping[str, int]
 
 
-def write(place: Workspace, chosen: Sequence[Integration]) -> dict[str, Written]:
+def write(place: Workspace, chosen: Sequence[Integration], bad_files: BadFiles | None = None) -> dict[str, Written]:
     """Staged labels into the lake, and into the database whatever label files of the lake it lacks.
 
     The output queues keep what they had, for the clear phase. Raises RetryableError where the
     database does not answer; the labels are in the lake then.
     """
     place.lake.check()
-    run_id = new_run_id()
-    policy = FlushPolicy(place.config.run.flush_rows, place.config.run.flush_seconds, keep=True)
+    run_id, bad_files = new_run_id(), bad_files or BadFiles()
+    run = place.config.run
+    policy = FlushPolicy(run.flush_rows, run.flush_seconds, keep=True, skip_bad_files=bad_files.skip)
     moved: dict[str, int] = {}
+    nameless: dict[str, dict[str, int]] = {}
     with ExitStack() as stack:
         for integration in chosen:
             labels = integration.labels
@@ -109,8 +123,10 @@ def write(place: Workspace, chosen: Sequence[Integration]) -> dict[str, Written]
             LabelBuffer(place.lake, integration.name, run_id, place.database_url, policy).close()
         database = stack.enter_context(closing(open_database(place.database_url)))
         for integration in chosen:
-            fill(place.lake, integration.labels, database, ours_only=False)
-        return {name: Written(rows, label_count(database, name)) for name, rows in moved.items()}
+            found = nameless[integration.name] = {}
+            tell = OnFill(bad_file=bad_files, nameless=found.__setitem__)
+            fill(place.lake, integration.labels, database, ours_only=False, tell=tell)
+        return {name: Written(rows, label_count(database, name), nameless[name]) for name, rows in moved.items()}
 
 
 def clear(place: Workspace, chosen: Sequence[Integration], kinds: Sequence[queues.Kind]) -> dict[str, int]:

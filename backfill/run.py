@@ -72,10 +72,13 @@ def run(
         excluded = unlabelled(place.lake, chosen, retry_rejected=scope.retry_rejected, on_bad=bad_files)
         return find_posts(place.lake, scope, excluded, bad_files, on_found)
 
-    policy = FlushPolicy(place.config.run.flush_rows, place.config.run.flush_seconds, replace=scope.retry_rejected)
+    policy = FlushPolicy(
+        place.config.run.flush_rows, place.config.run.flush_seconds,
+        replace=scope.retry_rejected, skip_bad_files=bad_files.skip,
+    )  # fmt: skip
     selection = {**scope.as_dict(), "integrations": [integration.name for integration in chosen]}
     result = label_all(place, chosen, find, policy, "run", selection, stream, dates=scope.dates)
-    result.skipped = [str(error) for error in bad_files.skipped]
+    result.skipped = list(dict.fromkeys(map(str, [*bad_files.skipped, *result.skipped])))
     return result
 
 
@@ -205,6 +208,7 @@ def _finish_leftovers(
     with _blamed(tally):
         buffer = LabelBuffer(place.lake, integration.name, result.run_id, place.database_url, policy, dates)
         tally.behind = buffer.close()
+        result.skipped += map(str, buffer.skipped())
         remove_store(place.lake, integration.name)
 
 
@@ -257,6 +261,7 @@ def _label_with_ray(
         tally = result.tallies[name]
         with _blamed(tally):
             tally.behind = ray.get(work.buffer.close.remote())
+            result.skipped += map(str, ray.get(work.buffer.skipped.remote()))
             if name in sessions:
                 tally.api = sessions[name].close(work, complete=not tally.failed)
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.integrations import Integration, integrations
+from actors.integrations import integrations
 from backfill.config import Workspace, new_run_id
 from backfill.scope import BadFiles
 from datasets import queues
-from datasets.database import create_label_table, forget_labels, is_there, label_count, last_runs, open_database
-from datasets.errors import BackfillError, ConfigError
+from datasets.database import is_there, label_count, last_runs, open_database
+from datasets.errors import BackfillError, BadFile, ConfigError, FileGone
 from datasets.label_files import Coverage, coverage
-from datasets.lake import POSTS
+from datasets.lake import POSTS, Lake
 from datasets.locks import Lock
-from datasets.mirror import fill, missing_files
-from datasets.posts import Sources, no_uris, select
+from datasets.mirror import OnFill, missing_files, rebuild
+from datasets.posts import OnBadFile, Sources, no_uris, raise_bad_file, select
 
 
 @dataclass
@@ -46,7 +47,7 @@ def status(place: Workspace, start: str | None, end: str | None, bad_files: BadF
     posts = select(lake, Sources(lake.partitions(POSTS, start, end)), {"": no_uris}, on_bad=bad_files)[""].by_date()
     for name, integration in integrations().items():
         labelled = coverage(lake, integration.labels, start, end, bad_files)
-        found.queues[name] = {kind: queues.count(lake, kind, name) for kind in ("input", "output")}
+        found.queues[name] = {kind: queues.count(lake, kind, name, bad_files) for kind in ("input", "output")}
         found.rejected[name] = sum((Counter(day.reasons) for day in labelled.values()), Counter())
         none = Coverage(0, 0, {})
         found.coverage[name] = {
@@ -57,11 +58,11 @@ def status(place: Workspace, start: str | None, end: str | None, bad_files: BadF
             }
             for day in sorted(posts.keys() | labelled.keys())
         }
-    _read_database(place, found)
+    _read_database(place, found, bad_files)
     return found
 
 
-def _read_database(place: Workspace, found: Status) -> None:
+def _read_database(place: Workspace, found: Status, bad_files: BadFiles) -> None:
     if not is_there(place.database_url):
         return
     try:
@@ -69,27 +70,45 @@ def _read_database(place: Workspace, found: Status) -> None:
             found.runs = last_runs(database)
             for name, integration in integrations().items():
                 files = missing_files(place.lake, integration.labels, database, ours_only=False)
-                found.behind[name] = sum(map(place.lake.num_rows, files))
+                found.behind[name] = sum(_rows(place.lake, path, bad_files) for path in files)
+    except BadFile:
+        raise
     except BackfillError as error:
         found.database_error = str(error)
 
 
-def rebuild_database(place: Workspace, say: Callable[[str], None]) -> dict[str, int]:
-    """Empties the label tables and fills them from the lake; rows by integration."""
+def _rows(lake: Lake, path: str, bad_files: BadFiles) -> int:
+    """None in a bad file, and none in one that a run has replaced meanwhile."""
+    try:
+        return lake.num_rows(path)
+    except FileGone:
+        return 0
+    except BadFile as error:
+        bad_files(error)
+        return 0
+
+
+def rebuild_database(
+    place: Workspace,
+    say: Callable[[str], None],
+    on_bad: OnBadFile = raise_bad_file,
+    on_nameless: Callable[[str, int], None] = lambda _, __: None,
+) -> dict[str, int]:
+    """Fills the label tables from the lake anew; rows by integration.
+
+    A table keeps the rows that it had where its rebuild does not get to its end.
+    """
     place.lake.check()
     rows = {}
     with closing(open_database(place.database_url)) as database:
         for name, integration in integrations().items():
+            told = OnFill(functools.partial(_say_rows, say, name), on_bad, on_nameless)
             with Lock(place.lake, name, "run", new_run_id()):
-                create_label_table(database, name, integration.labels.schema)
-                forget_labels(database, name)
-                _fill(place, integration, database, say)
+                rebuild(place.lake, integration.labels, database, told)
                 rows[name] = label_count(database, name)
+                say(f"{name}: {rows[name]:,} rows in the database")
     return rows
 
 
-def _fill(place: Workspace, integration: Integration, database: Any, say: Callable[[str], None]) -> None:
-    def on_rows(rows: int) -> None:
-        say(f"{integration.name}: {rows:,} rows")
-
-    fill(place.lake, integration.labels, database, ours_only=False, on_rows=on_rows)
+def _say_rows(say: Callable[[str], None], name: str, rows: int) -> None:
+    say(f"{name}: {rows:,} rows")

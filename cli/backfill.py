@@ -11,7 +11,7 @@ import click
 
 from actors.integrations import integrations
 from cli import options
-from cli.run import finish, show_skipped
+from cli.run import finish, show_nameless, show_skipped
 from cli.tables import number, short, table
 
 if TYPE_CHECKING:
@@ -176,14 +176,16 @@ def _enqueue(place: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> 
 
 def _write(place: Workspace, given: dict[str, Any]) -> None:
     from backfill.phases import clear, write
+    from backfill.scope import BadFiles
 
     chosen = options.chosen_integrations((given["service_source_buffer"],))
     if not given["bypass_write"]:
-        rows = [
-            [short(name), number(written.moved), number(written.in_database)]
-            for name, written in write(place, chosen).items()
-        ]
+        bad_files = BadFiles(given["skip_bad_files"])
+        done = write(place, chosen, bad_files)
+        rows = [[short(name), number(each.moved), number(each.in_database)] for name, each in done.items()]
         click.echo(table(["integration", "written", "in the database"], rows))
+        show_nameless({path: count for each in done.values() for path, count in each.nameless.items()})
+        show_skipped([str(error) for error in bad_files.skipped])
     if given["clear_queue"]:
         for name, count in clear(place, chosen, ["output"]).items():
             click.echo(f"cleared {name}: {number(count)} segments")

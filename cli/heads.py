@@ -13,6 +13,7 @@ from cli.tables import table
 
 if TYPE_CHECKING:
     from backfill.config import Workspace
+    from backfill.model_card import Report
 
 
 class OneIntegration(click.ParamType[str]):
@@ -56,8 +57,14 @@ def train_head(
     output = output or f"heads/{chosen.name}.safetensors"
     report = train(chosen, labels, output, _trainable(place, chosen), test, seed)
     click.echo(table(["output", "measure", "value (95 % interval)"], report.rows))
+    _show_notes(report)
     click.echo(f"\nWritten, with a card beside it: {output}\nTo use it, set in backfill.toml:\n")
     click.echo(f'[integrations.{chosen.name}]\nheads = "{output}"')
+
+
+def _show_notes(report: Report) -> None:
+    for note in report.notes:
+        click.echo(note, err=True)
 
 
 def _trainable(place: Workspace, integration: Any) -> Any:
@@ -83,6 +90,7 @@ def evaluate(place: Workspace, integration: str, labels: str, against: str | Non
     settings = _trainable(place, chosen)
     report = evaluate_file(chosen, settings, labels, seed)
     click.echo(table(["output", "measure", "value (95 % interval)"], report.rows))
+    _show_notes(report)
     if against:
         other = load_config(against).settings(chosen)
         rows = agreement(chosen, settings, other, labels).rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -120,3 +121,14 @@ def api_line(api: dict[str, float]) -> str:
 def show_skipped(skipped: list[str]) -> None:
     for reason in skipped:
         click.echo(f"skipped {reason.split('; replace or remove')[0]}", err=True)
+
+
+def show_nameless(nameless: Mapping[str, int]) -> None:
+    """Rows of label files without a URI, by file."""
+    if nameless:
+        files = "1 file" if len(nameless) == 1 else f"{number(len(nameless))} files"
+        click.echo(
+            f"{number(sum(nameless.values()))} rows of {files} have no uri, so the database leaves them out, "
+            f"as selections do; the first are in {next(iter(nameless))}",
+            err=True,
+        )

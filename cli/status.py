@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import click
 
 from actors.integrations import integrations
 from cli import options
-from cli.run import api_line, show_skipped
+from cli.run import api_line, show_nameless, show_skipped
 from cli.tables import number, percent, short, table
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _REASON_CHARS = 46
 @click.command()
 @options.start_date_option
 @options.end_date_option
-@click.option("--rebuild-database", is_flag=True, help="Empty the database's label tables and fill them from the lake.")
+@click.option("--rebuild-database", is_flag=True, help="Fill the database's label tables from the lake anew.")
 @options.skip_bad_files_option
 @options.json_option
 @options.workspace_options
@@ -40,11 +41,11 @@ def status(
     from backfill import status as backfill_status
     from backfill.scope import BadFiles
 
+    bad_files, nameless = BadFiles(skip_bad_files), dict[str, int]()
     if rebuild_database:
-        rows = backfill_status.rebuild_database(place, lambda text: click.echo(text, err=True))
-        for name, count in rows.items():
-            click.echo(f"{name}: {number(count)} rows in the database", err=True)
-    bad_files = BadFiles(skip_bad_files)
+        say = functools.partial(click.echo, err=True)
+        backfill_status.rebuild_database(place, say, bad_files, nameless.__setitem__)
+        show_nameless(nameless)
     found = backfill_status.status(place, start_date, end_date, bad_files)
     show_skipped([str(error) for error in bad_files.skipped])
     if as_json:
@@ -60,7 +61,7 @@ def coverage_table(found: Status) -> str:
     days = sorted({day for dates in found.coverage.values() for day in dates})
     rows = []
     for day in days[-_LAST_DATES:]:
-        counts = [found.coverage[name][day] for name in names]
+        counts = [found.coverage[name].get(day, {"posts": 0, "labelled": 0, "rejected": 0}) for name in names]
         posts = max(count["posts"] for count in counts)
         rows.append([day, number(posts), *(percent(c["labelled"] + c["rejected"], posts) for c in counts)])
     if len(days) > _LAST_DATES:

@@ -42,16 +42,24 @@ _SAFE_NAME = re.compile(r"^[a-z_][a-z0-9_]*$")
 Row = Mapping[str, Any]
 
 
+class RowsRefused(ConfigError):
+    """The database is well, but it cannot store these rows."""
+
+
 class Database(Protocol):
     """One connection. Failures are ConfigError (refused) or RetryableError (locked, gone)."""
 
     def execute(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]: ...
 
     def upsert(self, table: str, rows: pa.Table, key: str) -> None:
-        """Inserts, or replaces where `key` is there already. Part of the transaction that is open."""
+        """Inserts, or replaces where `key` is there already. Part of the transaction that is open.
+
+        Of rows with the same key the last counts; rows whose key is null are left out.
+        """
 
     @contextmanager
-    def transaction(self) -> Iterator[None]: ...
+    def transaction(self) -> Iterator[None]:
+        """All or nothing. One within another may fail by itself, and is only kept if the outer one is."""
 
     def close(self) -> None: ...
 
@@ -143,6 +151,21 @@ def create_table(database: Database, table: str, schema: pa.Schema, key: str) ->
     database.execute(f'CREATE TABLE IF NOT EXISTS "{_checked(table)}" ({columns})')
 
 
+def _by_key(rows: pa.Table, key: str) -> pa.Table:
+    """The rows that an upsert has to write, in the order of `key`."""
+    if rows[key].null_count:
+        rows = rows.filter(pc.is_valid(rows[key]))
+    rows = rows.sort_by(key)  # stable: rows with the same key stay in their order
+    if len(rows) < 2:
+        return rows
+
+    keys = rows[key].combine_chunks()
+    last = pc.not_equal(keys[:-1], keys[1:])
+    if last.false_count:
+        rows = rows.filter(pa.concat_arrays([last, pa.array([True])]))
+    return rows
+
+
 def _checked(name: str) -> str:
     """Names of tables and columns come from the registry; this keeps it that way."""
     if not _SAFE_NAME.match(name):
@@ -195,9 +218,9 @@ class _Sqlite:
         most = self._connection.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // width
         size = max(1, min(_STATEMENT_ROWS, most)) * width
         # In the order of the key, neighbours go into the same page of the index.
-        ordered = rows.select(bound).sort_by(key)
+        ordered = _by_key(rows.select(bound), key)
         try:
-            for start in range(0, len(rows), _PYTHON_ROWS):
+            for start in range(0, len(ordered), _PYTHON_ROWS):
                 few = ordered.slice(start, _PYTHON_ROWS)
                 values = list(chain.from_iterable(zip(*(few[name].to_pylist() for name in bound), strict=True)))
                 whole = len(values) - len(values) % size
@@ -208,14 +231,18 @@ class _Sqlite:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        self.execute("BEGIN IMMEDIATE")
+        begin, commit, rollback = "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"
+        if self._connection.in_transaction:
+            begin, commit, rollback = "SAVEPOINT inner", "RELEASE inner", "ROLLBACK TO inner; RELEASE inner"
+        self.execute(begin)
         try:
             yield
-            self.execute("COMMIT")
+            self.execute(commit)
         except BaseException:
             # A full disk makes SQLite roll back by itself.
             if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+                for statement in rollback.split("; "):
+                    self._connection.execute(statement)
             raise
 
     def close(self) -> None:
@@ -229,6 +256,8 @@ class _Sqlite:
             )
         if "full" in str(error):
             return ConfigError(f"the disk of the database {self._shown} is full; free some space and run again")
+        if isinstance(error, sqlite3.DataError | sqlite3.IntegrityError):
+            return RowsRefused(f"the database {self._shown} cannot store these rows ({error})")
         return ConfigError(
             f"the database {self._shown} cannot be used ({error}); check the file and its folder, or set --database-url"
         )
@@ -283,20 +312,22 @@ class _Postgres:
     def upsert(self, table: str, rows: pa.Table, key: str) -> None:
         names = ", ".join(f'"{_checked(name)}"' for name in rows.column_names)
         table = _checked(table)
-        data = _csv(rows.sort_by(key))
+        incoming = _checked(f"incoming_{table}")
+        data = _csv(_by_key(rows, key))
         try:
             try:
                 # Nearly always all rows are new. Then COPY needs no second table.
                 with self._connection.transaction():
                     self._copy(f'"{table}" ({names})', data)
             except self._psycopg.errors.UniqueViolation:
-                self._connection.execute(
-                    cast(Any, f'CREATE TEMP TABLE incoming ON COMMIT DROP AS SELECT {names} FROM "{table}" LIMIT 0')
-                )
-                self._copy(f"incoming ({names})", data)
-                merge = f'INSERT INTO "{table}" ({names}) SELECT {names} FROM incoming '
+                # One for the whole transaction: the lock of a table that is dropped stays until its end,
+                # and the server has some thousands of them.
+                made = f'CREATE TEMP TABLE IF NOT EXISTS "{incoming}" ON COMMIT DROP AS '
+                self._connection.execute(cast(Any, f'{made}SELECT {names} FROM "{table}" LIMIT 0'))
+                self._copy(f'"{incoming}" ({names})', data)
+                merge = f'INSERT INTO "{table}" ({names}) SELECT {names} FROM "{incoming}" '
                 self._connection.execute(cast(Any, merge + _on_conflict(rows.column_names, key)))
-                self._connection.execute("DROP TABLE incoming")
+                self._connection.execute(cast(Any, f'TRUNCATE "{incoming}"'))
         except self._psycopg.Error as error:
             raise self._translated(error) from error
 
@@ -323,6 +354,8 @@ class _Postgres:
         reason = redact((str(error).strip().splitlines() or [type(error).__name__])[0])
         errors = self._psycopg.errors
         refused = (errors.InvalidPassword, errors.InvalidAuthorizationSpecification, errors.InvalidCatalogName)
+        if isinstance(error, self._psycopg.DataError | self._psycopg.IntegrityError | errors.ProgramLimitExceeded):
+            return RowsRefused(f"the database {shown} cannot store these rows ({reason})")
         if isinstance(error, self._psycopg.OperationalError) and not isinstance(error, refused):
             return RetryableError(
                 f"the database {shown} does not answer ({reason}); start it, or set --database-url",

@@ -31,7 +31,8 @@ class RepoState:
     `rev` and `cid` are those of the commit that was fetched last, `records` counts rows by record
     type, `skipped` those of other lexicons by collection, `bytes` is the size of the CAR. `batch`
     names the flush whose files hold the rows, `coverage` says which of the records they are.
-    `synced_at` is when the status was found (UTC, ISO 8601 with milliseconds, so that it sorts).
+    `synced_at` is when the status was found (UTC, ISO 8601), by a clock that may be set back: it is for
+    people to read, and decides nothing.
     """
 
     did: str
@@ -107,10 +108,13 @@ def load_repos(database: Database, dids: Iterable[str]) -> dict[str, RepoState]:
     return {row[0]: _repo(row) for row in rows}
 
 
-def load_identities(database: Database, dids: Iterable[str], since: int) -> dict[str, Identity]:
-    """Those that were resolved at `since` (epoch seconds) or later."""
-    rows = _rows(database, "pds_identities", IDENTITIES, dids)
-    return {identity.did: identity for identity in (Identity(*row) for row in rows) if identity.resolved_at >= since}
+def load_identities(database: Database, dids: Iterable[str], now: int, max_age: int) -> dict[str, Identity]:
+    """Those that were resolved in the `max_age` seconds before `now` (epoch seconds).
+
+    One from the future was written by a clock that has been set back since, and has no age.
+    """
+    identities = (Identity(*row) for row in _rows(database, "pds_identities", IDENTITIES, dids))
+    return {identity.did: identity for identity in identities if now - max_age <= identity.resolved_at <= now}
 
 
 def all_repos(database: Database) -> Iterator[RepoState]:

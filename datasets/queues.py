@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal
 
 import pyarrow as pa
 
-from datasets.errors import FileGone
+from datasets.errors import BadFile, FileGone
 from datasets.lake import Lake
+from datasets.posts import OnBadFile, raise_bad_file
 from datasets.schemas import PARTITION_DATE
 
 Kind = Literal["input", "output"]
@@ -67,12 +67,16 @@ def requeue(lake: Lake, integration: str, segment: str, posts: pa.Table | None) 
         lake.delete(segment)
 
 
-def count(lake: Lake, kind: Kind, integration: str) -> int:
-    """Rows in a queue, from the footers of its segments. One that is flushed meanwhile has none."""
+def count(lake: Lake, kind: Kind, integration: str, on_bad: OnBadFile = raise_bad_file) -> int:
+    """Rows in a queue, from the footers of its segments. One that is flushed meanwhile has none, nor has a bad file."""
     rows = 0
     for path in lake.files(folder(kind, integration)):
-        with suppress(FileGone):
+        try:
             rows += lake.num_rows(path)
+        except FileGone:
+            continue
+        except BadFile as error:
+            on_bad(error)
     return rows
 
 

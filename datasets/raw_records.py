@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.coverage import RECORD_TYPES
+from datasets.coverage import RECORD_TYPES, contains
 from datasets.database import Database
 from datasets.lake import Lake
 from datasets.pds_state import RepoState, batches, forget_batch, load_repos, save_repos
@@ -62,11 +62,15 @@ _AUTHOR = pa.schema([("author", pa.string())])
 
 @dataclass(frozen=True)
 class Receipt:
-    """Staged repositories, and the segments that hold their rows."""
+    """Staged repositories, and the segments that hold their rows.
+
+    `replaces`: DID → the batch that held the repository when its fetch was decided on, None for none.
+    """
 
     name: str
     segments: tuple[str, ...]
     repos: tuple[RepoState, ...]
+    replaces: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def stage_rows(lake: Lake, segment: str, rows: pa.Table) -> None:
@@ -76,7 +80,11 @@ def stage_rows(lake: Lake, segment: str, rows: pa.Table) -> None:
 
 def acknowledge(lake: Lake, receipt: Receipt) -> None:
     """Written last, so its existence means that all segments are there."""
-    content = {"segments": receipt.segments, "repos": [repo.as_json() for repo in receipt.repos]}
+    content = {
+        "segments": receipt.segments,
+        "repos": [repo.as_json() for repo in receipt.repos],
+        "replaces": dict(receipt.replaces),
+    }
     lake.write_bytes(f"{STAGED}/{receipt.name}.json", json.dumps(content).encode())
 
 
@@ -105,23 +113,41 @@ def flush(
 ) -> list[RepoState]:
     """Moves staged repositories into the lake and the database; their rows of `pds_repos`. `batch` must be new.
 
+    A repository that is older than what the lake holds has no such row (`outdated` says which).
     `ensure` is called before what only the one writer may do, and raises where it is not that.
     """
-    latest: dict[str, tuple[str, str]] = {}
+    before = load_repos(database, {repo.did for receipt in receipts for repo in receipt.repos})
+    latest: dict[str, tuple[str, str, str]] = {}
     for receipt in receipts:
         for repo in receipt.repos:
-            latest[repo.did] = max(latest.get(repo.did, ("", "")), (repo.synced_at or "", receipt.name))
-    before = load_repos(database, latest)
-    # What a decoder staged after its driver was killed may be older than what the lake has.
-    fresh = {did: name for did, (at, name) in latest.items() if did not in before or at > (before[did].synced_at or "")}
+            if _is_newer(receipt, repo, before.get(repo.did)):
+                order = (repo.rev or "", repo.synced_at or "", receipt.name)
+                latest[repo.did] = max(latest.get(repo.did, order), order)
     intent: dict[str, Any] = {"batch": batch, "receipts": {receipt.name: [] for receipt in receipts}, "replaced": {}}
-    for did, name in fresh.items():
+    for did, (_, _, name) in latest.items():
         intent["receipts"][name].append(did)
         if did in before and before[did].batch:
             intent["replaced"].setdefault(before[did].batch, []).append(did)
     ensure()
     lake.write_bytes(f"{STAGED}/flush-{batch}.json", json.dumps(intent).encode())
     return _finish(lake, database, intent, ensure)
+
+
+def outdated(receipts: Iterable[Receipt], written: Iterable[RepoState]) -> set[str]:
+    """DIDs of staged repositories that a flush has left out, because the lake has newer records of them."""
+    return {repo.did for receipt in receipts for repo in receipt.repos} - {repo.did for repo in written}
+
+
+def _is_newer(receipt: Receipt, repo: RepoState, held: RepoState | None) -> bool:
+    """Whether a staged repository may take the place of what the lake holds. No clock has a say in it.
+
+    It may where it was fetched to replace just that. Where another flush came between, because a
+    decoder has outlived its driver, revisions decide: they only grow. Then nothing that the lake
+    holds may be missing in it.
+    """
+    if held is None or held.batch is None or receipt.replaces.get(repo.did) == held.batch:
+        return True
+    return (repo.rev or "") >= (held.rev or "") and contains(repo.coverage, held.coverage)
 
 
 def recover(lake: Lake, database: Database, ensure: Callable[[], None] = lambda: None) -> None:
@@ -261,7 +287,7 @@ def _write_manifest(lake: Lake, batch: str, manifest: _Manifest) -> None:
 def _receipt(lake: Lake, path: str) -> Receipt:
     content = json.loads(lake.read_bytes(path))
     repos = tuple(RepoState.from_json(repo) for repo in content["repos"])
-    return Receipt(_stem(path), tuple(content["segments"]), repos)
+    return Receipt(_stem(path), tuple(content["segments"]), repos, content.get("replaces", {}))
 
 
 def _all_there(lake: Lake, receipt: Receipt) -> bool:

@@ -58,6 +58,7 @@ def decode_group(lake: Lake, name: str, group: Sequence[Spooled]) -> Decoded:
     """Verifies, decodes and stages some repositories under a receipt of this name. The files stay."""
     segments = _Segments(lake, name)
     states, failures = [], []
+    replaces = {spooled.job.did: spooled.job.replaces for spooled in group}
     # Rows have no cycles, and the collector would walk all of them again and again.
     gc.disable()
     try:
@@ -73,7 +74,7 @@ def decode_group(lake: Lake, name: str, group: Sequence[Spooled]) -> Decoded:
         gc.enable()
     if not states:
         return Decoded(None, 0, tuple(failures))
-    receipt = Receipt(name, segments.close(), tuple(states))
+    receipt = Receipt(name, segments.close(), tuple(states), {state.did: replaces[state.did] for state in states})
     acknowledge(lake, receipt)
     return Decoded(receipt, sum(sum(state.records.values()) for state in states), tuple(failures))
 

@@ -21,11 +21,15 @@ class Resolve:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Fetch and stage the records that `coverage` wants, unless the repository is at `known_rev` still."""
+    """Fetch and stage the records that `coverage` wants, unless the repository is at `known_rev` still.
+
+    `replaces` names the flush whose files hold the repository now, None where the lake has nothing of it.
+    """
 
     identity: Identity
     coverage: Coverage
     known_rev: str | None = None
+    replaces: str | None = None
 
     @property
     def did(self) -> str:

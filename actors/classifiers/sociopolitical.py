@@ -38,6 +38,17 @@ def targets(row: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
+def unused(row: Mapping[str, Any]) -> str | None:
+    about, lean = row.get("is_sociopolitical"), row.get("political_ideology_label")
+    if lean is None:
+        return None
+    if lean not in LEANS:
+        return f"political_ideology_label is {str(lean)[:40]!r}, and not one of {', '.join(LEANS)}"
+    if not about and lean != "unclear":
+        return "political_ideology_label is given and is_sociopolitical is not true: only such posts teach a lean"
+    return None
+
+
 def remote(settings: LocalOrLlmSettings, environment: Environment) -> Remote:
     properties = {
         "is_sociopolitical": {"type": "boolean"},
@@ -67,4 +78,5 @@ INTEGRATION = Integration(
     outputs=OUTPUTS,
     groups=(LEANS,),
     targets=targets,
+    unused=unused,
 )

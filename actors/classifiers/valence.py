@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from actors.integrations import Integration, NoSettings, Outcome
 
 # The thresholds that VADER's authors give for `compound`.
 POSITIVE, NEGATIVE = 0.05, -0.05
+
+
+LABELS = ("positive", "negative", "neutral")
 
 
 class Vader:
@@ -41,6 +45,13 @@ def valence_label(compound: float) -> str:
     return "negative" if compound <= NEGATIVE else "neutral"
 
 
+def unused(row: Mapping[str, Any]) -> str | None:
+    label = row.get("valence_label")
+    if label is None or label in LABELS:
+        return None
+    return f"valence_label is {str(label)[:40]!r}, and not one of {', '.join(LABELS)}"
+
+
 def load(settings: NoSettings) -> Vader:
     return Vader()
 
@@ -50,4 +61,5 @@ INTEGRATION = Integration(
     alias="v",
     columns={"compound": "float64", "valence_label": "string"},
     load=load,
+    unused=unused,
 )

@@ -26,6 +26,8 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "not defined: all are the same"
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
@@ -62,7 +64,9 @@ def auc(truth: Array, scores: Array) -> float:
 
 
 def spearman(truth: Array, scores: Array) -> float:
-    """Rank correlation, for graded truths; ties share their mean rank."""
+    """Rank correlation, for graded truths; ties share their mean rank. NaN where one side is all the same."""
+    if len(truth) < 2:
+        return float("nan")
     with np.errstate(invalid="ignore"):
         return float(np.corrcoef(_ranks(truth), _ranks(scores))[0, 1])
 

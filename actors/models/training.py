@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from actors.models.heads import Head
+from datasets.errors import ConfigError
 
 Floats = npt.NDArray[np.float64]
 Bits = npt.NDArray[np.bool_]
@@ -18,6 +19,8 @@ Bits = npt.NDArray[np.bool_]
 # Inverse strengths of regularisation that cross-validation chooses from.
 _STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0)
 _FOLDS = 5
+# Cross-validation learns a class from some of its examples and is judged on the others.
+_LEAST = 2
 _ITERATIONS = 2000
 
 
@@ -43,6 +46,37 @@ class Trained:
     validated: Mapping[str, Floats]
 
 
+def check_examples(targets: Mapping[str, Floats], weights: Floats, groups: Sequence[Sequence[str]], where: str) -> None:
+    """Raises ConfigError where there are too few examples of a class to cross-validate. `where` names the files.
+
+    Only texts with a weight of 1 or more count. Outputs whose targets are all the same are not learnt.
+    """
+    own = weights >= 1
+    few = {}
+    for name in _learnt(targets):
+        grouped = any(name in group for group in groups)
+        few[name] = int((own & (targets[name] > 0)).sum())
+        if not grouped:
+            few[f"not {name}"] = int((own & (targets[name] < 1)).sum())
+    few = {name: count for name, count in few.items() if count < _LEAST}
+    if few:
+        counts = ", ".join(f"{name} has {count}" for name, count in few.items())
+        raise ConfigError(
+            f"{where}: cross-validation needs at least {_LEAST} examples of each class with a weight of 1 or more, "
+            f"and {counts}; label more, or take those labels out"
+        )
+
+
+def _learnt(targets: Mapping[str, Floats]) -> list[str]:
+    return [name for name, target in targets.items() if len(np.unique(target[~np.isnan(target)])) > 1]
+
+
+def not_learnt(targets: Mapping[str, Floats]) -> list[str]:
+    """Outputs that some texts have a target for, but all of them the same."""
+    learnt = _learnt(targets)
+    return [name for name, target in targets.items() if name not in learnt and not np.isnan(target).all()]
+
+
 def train(
     examples: Examples, groups: Sequence[Sequence[str]], layers: Sequence[int], encoder_sha256: str, seed: int
 ) -> Trained:
@@ -51,7 +85,7 @@ def train(
     biases: dict[str, float] = {}
     strengths: dict[str, float] = {}
     validated: dict[str, Floats] = {}
-    known = [name for name, target in examples.targets.items() if len(np.unique(target[~np.isnan(target)])) > 1]
+    known = _learnt(examples.targets)
     in_groups = {name for group in groups for name in group}
     for name in known:
         if name not in in_groups:
@@ -95,7 +129,8 @@ def _validate_binary(x: npt.NDArray[np.float32], y: Floats, w: Floats, strength:
     """The logit of each row by a model that has not seen it; NaN for rows that only help."""
     logits = np.full(len(y), np.nan)
     own, help_ = np.flatnonzero(w >= 1), np.flatnonzero(w < 1)
-    for fit, held in _folds((y[own] >= 0.5).astype(int), seed):
+    sides = np.stack([y[own] > 0, y[own] < 1])
+    for fit, held in _folds((y[own] >= 0.5).astype(int), sides, seed):
         rows = np.concatenate([own[fit], help_])
         logits[own[held]] = _fit_soft(x[rows], y[rows], w[rows], strength).decision_function(x[own[held]])
     return logits
@@ -117,27 +152,48 @@ def _multinomial(examples: Examples, group: Sequence[str], seed: int) -> tuple[F
     own, help_ = np.flatnonzero(w >= 1), np.flatnonzero(w < 1)
     tried: dict[float, Floats] = {}
     for strength in _STRENGTHS:
-        logits = np.full((len(y), len(group)), np.nan)
-        for fit, held in _folds(y[own], seed):
+        logits = np.zeros((len(y), len(group)))
+        for fit, held in _folds(y[own], np.arange(len(group))[:, None] == y[own], seed):
             chosen = np.concatenate([own[fit], help_])
-            model = LogisticRegression(C=strength, max_iter=_ITERATIONS).fit(x[chosen], y[chosen], w[chosen])
-            logits[np.ix_(own[held], model.classes_)] = model.decision_function(x[own[held]]).reshape(len(held), -1)
+            weight, bias = _fit_group(x[chosen], y[chosen], w[chosen], strength)
+            logits[own[held]] = x[own[held]] @ weight.T + bias
         tried[strength] = logits[own]
     losses = {strength: _group_loss(y[own], logits) for strength, logits in tried.items()}
     best = min(losses, key=lambda strength: losses[strength])
     heats = np.geomspace(0.3, 5, 60)
     heat = min(heats, key=lambda value: _group_loss(y[own], tried[best] / value))
-    model = LogisticRegression(C=best, max_iter=_ITERATIONS).fit(x, y, w)
+    weight, bias = _fit_group(x, y, w, best)
     scores = np.full((len(table), len(group)), np.nan)
     scores[rows[own]] = _softmax(tried[best] / heat)
-    return model.coef_ / heat, model.intercept_ / heat, best, scores
+    return weight / heat, bias / heat, best, scores
 
 
-def _folds(classes: npt.NDArray[np.int64], seed: int) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+def _fit_group(
+    x: npt.NDArray[np.float32], y: npt.NDArray[np.int64], w: Floats, strength: float
+) -> tuple[Floats, Floats]:
+    """A row of weights and a bias for each class. Of two classes scikit-learn gives one row, their difference."""
+    model = LogisticRegression(C=strength, max_iter=_ITERATIONS).fit(x, y, w)
+    if len(model.classes_) > 2:
+        return model.coef_, model.intercept_
+    half = model.coef_[0] / 2, model.intercept_[0] / 2
+    return np.stack([-half[0], half[0]]), np.array([-half[1], half[1]])
+
+
+def _folds(
+    classes: npt.NDArray[np.int64], kinds: Bits, seed: int
+) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Rows to learn from and rows to be judged on. Each of `kinds` (kind, row) is among those to learn from."""
     folds = min(_FOLDS, len(classes))
     few = np.bincount(classes).min() < folds or len(np.unique(classes)) < 2
     splitter = (KFold if few else StratifiedKFold)(folds, shuffle=True, random_state=seed)
-    return list(splitter.split(np.zeros(len(classes)), classes))
+    found = list(splitter.split(np.zeros(len(classes)), classes))
+    if all(kinds[:, fit].any(axis=1).all() for fit, _ in found):
+        return found
+    # Chance has put all of a rare kind into one fold.
+    rarest = kinds[kinds.sum(axis=1).argmin()]
+    counts = np.bincount(classes) if len(kinds) > 2 else np.array([rarest.sum()])
+    splitter = StratifiedKFold(min(_FOLDS, int(counts.min())), shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros(len(classes)), classes if len(kinds) > 2 else rarest))
 
 
 def _platt(logits: Floats, y: Floats) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from actors.integrations import resolve
 from actors.models import metrics
 from actors.models.heads import file_sha256
 from actors.models.training import Examples, train
-from backfill.hand_labels import read_rows, targets_of
+from backfill.hand_labels import read_rows, targets_of, unused_labels
 from backfill.heads import agreement, evaluate_file, label_texts, train_head
 from datasets.errors import ConfigError
 from tests import models
@@ -92,6 +92,182 @@ def test_a_file_that_has_no_labels_is_one_sentence(tmp_path: Path, name: str, co
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="check --labels"):
         read_rows(str(tmp_path / "none.csv"))
+
+
+BOM_AND_ROWS = [{"text": "é; 1,5", "label": 1, "weight": 0.5}, {"text": "2024", "label": 0, "weight": None}]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+def test_csv_as_spreadsheets_write_it(tmp_path: Path, delimiter: str, start: str, end: str) -> None:
+    lines = [["text", " label ", "weight"], ['"é; 1,5"', "1", "0.5"], ["2024", "0", ""]]
+    path = tmp_path / "labels.CSV"
+    path.write_bytes((start + "".join(delimiter.join(line) + end for line in lines)).encode())
+    assert read_rows(str(path)) == BOM_AND_ROWS, "a text of digits is a text"
+
+
+def test_a_delimiter_is_told_by_the_header_whatever_the_texts_hold(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("text;label\na, b, c, d;1\ne, f, g, h;0\n")
+    assert read_rows(str(path)) == [{"text": "a, b, c, d", "label": 1}, {"text": "e, f, g, h", "label": 0}]
+    path.write_text("text\na;b\n")
+    assert read_rows(str(path)) == [{"text": "a;b"}]
+    path.write_text('"label","text"\n1,"one ""quoted"" line\nand another"\n')
+    assert read_rows(str(path)) == [{"label": 1, "text": 'one "quoted" line\nand another'}]
+
+
+def test_what_is_left_out_of_a_file_is_said(tmp_path: Path) -> None:
+    path, said = tmp_path / "labels.csv", list[str]()
+    path.write_text("text,label,more\na,1,x\n  ,0,x\n,0,x\nb,0\n,,,\n")
+    assert [row["text"] for row in read_rows(str(path), said.append)] == ["a", "b"]
+    assert said == [
+        f"{path}: 1 rows have fewer cells than the header; those that are missing count as empty",
+        f"{path}: 3 of 5 rows have no text, and are left out",
+    ]
+    said.clear()
+    lines = path.with_suffix(".jsonl")
+    lines.write_text('{"text": "half of \\ud83d"}\n{"text": 5}\n\n{"text": "a\u2028b\x85c", "label": 1}\n', "utf-8")
+    assert read_rows(str(lines), said.append) == [{"text": "a\u2028b\x85c", "label": 1}]
+    assert said == [f"{lines}: 2 of 3 rows have no text, and are left out"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("a.csv", b"", "they need a column `text`"),
+        ("a.csv", b"text,label\n", "have no rows at all"),
+        ("a.csv", b"Text,label\na,1\n", "begin with 'Text,label'; they need a column `text`"),
+        ("a.csv", b"text,label,label\na,1,0\n", "have two columns `label`; rename or remove one"),
+        ("a.csv", b"text,label\na,b,1\n", "line 2 of .* has 3 cells and the header 2; put texts with a comma"),
+        ("a.csv", b'text,label\na,1\n"b,0\nc,1\n', "around line 4 .*check the quotes there"),
+        ("a.csv", b'text,label\n"a" b,1\n', "around line 2 .*check the quotes there"),
+        ("a.csv", b"text,label\n" + b"a" * 200_000 + b",1\n", "around line 2 .*field limit"),
+        ("a.csv", "text,label\né,1\n".encode("latin-1"), r"not in UTF-8 \(byte e9 in line 2\); save it as"),
+        ("a.csv", "text,label\na,1\n".encode("utf-16"), "in UTF-16, or no text at all; save it as"),
+        ("a.csv", "text,label\na,1\n".encode("utf-16-le"), "in UTF-16, or no text at all"),
+        ("a.jsonl", b"[1]\n", "line 1 of .* is not a JSON object"),
+        ("a.jsonl", b'{"text": "a"}\n' + b"[" * 100_000, "line 2 is not JSON"),
+        ("a.jsonl", b"\xef\xbb\xbf", "have no rows at all"),
+        ("a.parquet", b"PAR1", "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_understood_is_one_sentence(
+    tmp_path: Path, name: str, content: bytes, sentence: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        read_rows(str(path))
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def political(leans: Sequence[str], about: Sequence[bool] = (True, True, False)) -> Rows:
+    return [
+        {
+            "text": row["text"],
+            "is_sociopolitical": about[n % len(about)],
+            "political_ideology_label": leans[row["label"]] if about[n % len(about)] else "unclear",
+        }
+        for n, row in enumerate(examples())
+    ]
+
+
+def test_a_head_of_exactly_two_leans(tmp_path: Path, settings: Any) -> None:
+    """scikit-learn keeps one row of weights for two classes, and their order must not be turned round."""
+    settings = replace(SOCIOPOLITICAL.settings(), model=settings.model, dtype="float32")
+    labels, head = write(tmp_path / "ours.csv", political(["left", "right"])), tmp_path / "h.safetensors"
+    report = train_head(SOCIOPOLITICAL, [labels], str(head), settings)
+    assert value(report.rows, "left/right", "accuracy") > 0.75
+    assert report.notes == [f"{labels}: not learnt, because all labels of them are the same: moderate, unclear"]
+    judged = evaluate_file(SOCIOPOLITICAL, replace(settings, heads=str(head)), labels)
+    assert value(judged.rows, "left/right/moderate/unclear", "accuracy") > 0.75
+
+
+def test_leans_in_other_words_are_counted_and_named(tmp_path: Path, settings: Any) -> None:
+    settings = replace(SOCIOPOLITICAL.settings(), model=settings.model, dtype="float32")
+    labels, head = write(tmp_path / "ours.csv", political(["left-leaning", "Right"])), tmp_path / "h.safetensors"
+    report = train_head(SOCIOPOLITICAL, [labels], str(head), settings)
+    accepted = "not one of left, right, moderate, unclear"
+    expected = [
+        f"{labels}: 40 rows are not used: political_ideology_label is {lean!r}, and {accepted}"
+        for lean in ("left-leaning", "Right")
+    ]
+    assert sorted(report.notes) == sorted(expected)
+    assert f"- {expected[0]}." in head.with_suffix(".md").read_text(encoding="utf-8")
+    judged = evaluate_file(SOCIOPOLITICAL, replace(settings, heads=str(head)), labels)
+    assert sorted(judged.notes) == sorted(expected)
+    with pytest.raises(ConfigError, match=rf"no label column .*60 rows are not used: .*'left-leaning', and {accepted}"):
+        targets_of(SOCIOPOLITICAL, political(["left-leaning", "left"], [True]), ["x.csv"])
+
+
+def test_other_reasons_than_the_commonest_are_counted_too() -> None:
+    rows: Rows = [{"is_sociopolitical": True, "political_ideology_label": f"lean {n // 2}"} for n in range(20)]
+    rows += [{"is_sociopolitical": False, "political_ideology_label": "left"}] * 3
+    told = unused_labels(SOCIOPOLITICAL, rows, "x.csv")
+    assert len(told) == 6
+    assert told[0].startswith("x.csv: 3 rows are not used: political_ideology_label is given and is_sociopolitical is")
+    assert told[-1] == "x.csv: 12 more rows are not used, for 6 other reasons"
+
+
+ONE_MODERATE = [
+    {**political(["left", "right"])[1], "political_ideology_label": "moderate"},
+    *political(["left", "right"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("integration", "rows", "sentence"),
+    [
+        (INTERGROUP, [{**row, "label": int(n == 7)} for n, row in enumerate(examples(60))], "and intergroup has 1;"),
+        (INTERGROUP, [{**row, "label": int(n != 7)} for n, row in enumerate(examples(60))], "not intergroup has 1;"),
+        (INTERGROUP, [{**row, "weight": 0.5} for row in examples(60)], "intergroup has 0, not intergroup has 0;"),
+        (SOCIOPOLITICAL, ONE_MODERATE, "and moderate has 1;"),
+        (INTERGROUP, [{**row, "weight": "much"} for row in examples(9)], "a weight is not a number .*'much'"),
+        (INTERGROUP, [{**row, "weight": -1} for row in examples(9)], "a weight is negative or no number"),
+        (INTERGROUP, [{**row, "weight": "nan"} for row in examples(9)], "a weight is negative or no number"),
+    ],
+)
+def test_labels_that_cannot_be_cross_validated_are_one_sentence(
+    tmp_path: Path, settings: Any, integration: Any, rows: Rows, sentence: str
+) -> None:
+    labels, head = write(tmp_path / "few.jsonl", rows), tmp_path / "h.safetensors"
+    settings = replace(integration.settings(), model=settings.model, dtype="float32")
+    with pytest.raises(ConfigError, match=rf"few\.jsonl: .*{sentence}") as caught:
+        train_head(integration, [labels], str(head), settings)
+    assert "\n" not in str(caught.value)
+    assert not head.exists()
+
+
+@pytest.mark.parametrize("positive", [2, 3])
+def test_a_rare_class_is_in_every_fold_that_is_learnt_from(positive: int) -> None:
+    """Whatever the seed: chance would put both of two examples into one fold."""
+    x = features(40)
+    y = np.where(np.arange(40) < positive, 1.0, 0.0)
+    groups = {name: (np.arange(40) % 2 if name == "b" else 1 - np.arange(40) % 2) * (1 - y) for name in "bc"}
+    for seed in range(20):
+        trained = train(Examples(x, {"a": y}, np.ones(40)), [], (0,), "sha", seed)
+        assert np.isfinite(trained.validated["a"]).all()
+        targets = {"a": y, **groups}
+        trained = train(Examples(x, targets, np.ones(40)), [("a", "b", "c")], (0,), "sha", seed)
+        assert all(np.isfinite(scores).all() for scores in trained.validated.values())
+
+
+def test_rows_without_what_is_judged_do_not_count(tmp_path: Path, settings: Any) -> None:
+    settings = replace(SOCIOPOLITICAL.settings(), model=settings.model, dtype="float32")
+    head = tmp_path / "h.safetensors"
+    train_head(SOCIOPOLITICAL, [write(tmp_path / "ours.csv", political(["left", "right"]))], str(head), settings)
+    rows = [{"text": row["text"], "is_sociopolitical": n % 2 == 0} for n, row in enumerate(examples(10))]
+    report = evaluate_file(SOCIOPOLITICAL, replace(settings, heads=str(head)), write(tmp_path / "no.csv", rows))
+    assert {output for output, *_ in report.rows} == {"sociopolitical"}, "no row has a lean"
+
+
+def test_a_measure_that_is_not_defined_says_so() -> None:
+    ones = np.ones(5)
+    for measure in (metrics.kappa, metrics.spearman, metrics.auc):
+        assert str(metrics.estimate(measure, ones, ones)) == "not defined: all are the same"
+    assert str(metrics.estimate(metrics.spearman, np.ones(1), np.ones(1))).startswith("not defined")
 
 
 @pytest.mark.parametrize(
@@ -268,9 +444,16 @@ def test_texts_of_one_kind_give_only_the_share_that_was_found(tmp_path: Path, se
 
 def test_an_integration_without_a_model_is_judged_by_its_columns(tmp_path: Path) -> None:
     valence = resolve("v")
-    rows = [{"text": "I love this", "valence_label": "positive"}, {"text": "I hate this", "valence_label": "positive"}]
+    rows = [
+        {"text": "I love this", "valence_label": "positive"},
+        {"text": "I hate this", "valence_label": "positive"},
+        {"text": "I hate that", "valence_label": ""},
+        {"text": "I love that", "valence_label": "Positive"},
+    ]
     report = evaluate_file(valence, valence.settings(), write(tmp_path / "labels.csv", rows))
     assert value(report.rows, "valence_label", "accuracy") == 0.5
+    [note] = report.notes
+    assert note.endswith("1 rows are not used: valence_label is 'Positive', and not one of positive, negative, neutral")
     with pytest.raises(ConfigError, match="has no model that could be trained"):
         train_head(valence, [str(tmp_path / "labels.csv")], str(tmp_path / "head"), valence.settings())
     with pytest.raises(ConfigError, match="the labels have none of the columns"):

@@ -36,7 +36,7 @@ def test_a_user_who_is_not_known_is_resolved_and_fetched() -> None:
 
 
 def test_a_user_from_the_cache_is_fetched_if_the_revision_is_new() -> None:
-    assert steps(identity=HERE, before=BEFORE).begin() == Fetch(HERE, OCTOBER, "r1")
+    assert steps(identity=HERE, before=BEFORE).begin() == Fetch(HERE, OCTOBER, "r1", "b1")
     gone = replace(BEFORE, batch=None, rev=None, coverage={})
     assert steps(identity=HERE, before=gone).begin() == Fetch(HERE, OCTOBER)
 
@@ -44,7 +44,7 @@ def test_a_user_from_the_cache_is_fetched_if_the_revision_is_new() -> None:
 def test_more_than_is_there_is_fetched_whatever_the_revision() -> None:
     likes = covering(["like"], None, None)
     job = steps(identity=HERE, before=BEFORE, wanted=likes).begin()
-    assert job == Fetch(HERE, union(OCTOBER, likes))
+    assert job == Fetch(HERE, union(OCTOBER, likes), replaces="b1")
 
 
 def test_a_did_web_is_asked_for_at_its_own_host() -> None:
@@ -57,7 +57,7 @@ def test_a_did_web_is_asked_for_at_its_own_host() -> None:
 def test_what_the_users_own_host_lists_saves_a_request() -> None:
     listing = {"identity": HERE, "before": BEFORE, "listing": HOST}
     assert steps(**listing, listed=ListedRepo(DID, "r1", None)).begin() == Done(UNCHANGED)
-    assert steps(**listing, listed=ListedRepo(DID, "r2", None)).begin() == Fetch(HERE, OCTOBER)
+    assert steps(**listing, listed=ListedRepo(DID, "r2", None)).begin() == Fetch(HERE, OCTOBER, replaces="b1")
     done = steps(**listing, listed=ListedRepo(DID, "", "takendown")).begin()
     assert isinstance(done, Done)
     assert (done.status, done.passing) == ("takendown", False)
@@ -66,7 +66,7 @@ def test_what_the_users_own_host_lists_saves_a_request() -> None:
 def test_what_another_host_lists_is_not_believed() -> None:
     for listed in (ListedRepo(DID, "r1", None), ListedRepo(DID, "", "takendown")):
         user = steps(identity=HERE, before=BEFORE, listing=OTHER, listed=listed)
-        assert user.begin() == Fetch(HERE, OCTOBER, "r1")
+        assert user.begin() == Fetch(HERE, OCTOBER, "r1", "b1")
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -58,6 +58,24 @@ def test_a_group_trains_a_head_sets_it_and_compares_it(
     assert "was trained on an encoder with other weights" in err
 
 
+def test_what_is_not_used_of_the_labels_is_printed(
+    capsys: pytest.CaptureFixture[str], encoder: Path, tmp_path: Path
+) -> None:
+    rows = [
+        {"text": row["text"], "is_sociopolitical": n % 3 > 0, "political_ideology_label": ["left-leaning", ""][n % 2]}
+        for n, row in enumerate(examples(60))
+    ]
+    labels = write(tmp_path / "ours.csv", rows)
+    tiny = config(tmp_path / "backfill.toml", "sociopolitical", model=str(encoder))
+    code, out, err = call(capsys, "train-head", "-i", "s", "--labels", labels, "--config", tiny)
+    assert code == 0
+    assert "60, 40 of them sociopolitical" in out
+    assert err == (
+        f"{labels}: 30 rows are not used: political_ideology_label is 'left-leaning', "
+        "and not one of left, right, moderate, unclear\n"
+    )
+
+
 def test_two_back_ends_with_probabilities_are_compared_by_rank(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import random
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -13,11 +14,11 @@ import pytest
 
 from datasets import database as db
 from datasets.database import Database, open_database
-from datasets.errors import ConfigError, RetryableError
+from datasets.errors import BadFile, ConfigError, RetryableError
 from datasets.label_files import Labels
 from datasets.labels import stage
 from datasets.lake import Lake
-from datasets.mirror import fill, missing_files
+from datasets.mirror import OnFill, fill, load, missing_files, rebuild
 from datasets.schemas import label_schema, staged_schema
 from tests.support import DAY, post, write_partition
 
@@ -115,6 +116,84 @@ def test_a_failed_load_leaves_neither_rows_nor_a_line_in_the_ledger(database: Da
     assert (stored(database), db.loaded_files(database, "ml_inference_x")) == ([], set())
     db.load_labels(database, "ml_inference_x", {"f": rows(range(5))})
     assert len(stored(database)) == 5
+
+
+def test_of_rows_with_one_uri_the_last_counts_and_rows_without_are_no_labels(
+    database: Database, tmp_path: Path
+) -> None:
+    """History that others wrote: both databases end with the same rows, whichever are there already."""
+    history = [
+        {"uri": uri, "text": text, "was_successfully_labeled": True}
+        for uri, text in (("b", "1"), (None, "2"), ("a", "3"), ("b", "4"), (None, "5"), ("", "6"), ("a", "7"))
+    ]
+    lake, nameless = Lake(str(tmp_path / "lake")), dict[str, int]()
+    first = write_partition(lake.root, "ml_inference_x", DAY, history, name="history")
+    write_partition(lake.root, "ml_inference_x", "2024-10-02", [{"uri": "b", "text": "8"}, {"uri": "c", "text": "9"}])
+    assert fill(lake, LABELS, database, ours_only=False, tell=OnFill(nameless=nameless.__setitem__)) == 7
+    found = database.execute("SELECT uri, text FROM ml_inference_x ORDER BY uri")
+    assert found == [("", "6"), ("a", "7"), ("b", "8"), ("c", "9")]
+    assert nameless == {str(first): 2}
+    assert missing_files(lake, LABELS, database, ours_only=False) == []
+
+
+def test_the_last_of_many_repeats_counts_however_the_rows_lie_in_memory(database: Database) -> None:
+    chunks = [rows(range(40), label=number) for number in range(50)]
+    db.load_labels(database, "ml_inference_x", {"f": pa.concat_tables(chunks)})
+    assert stored(database) == expected(rows(range(40), label=49))
+    db.load_labels(database, "ml_inference_x", {"g": rows(range(3)).set_column(0, "uri", pa.nulls(3, pa.string()))})
+    assert db.label_count(database, "ml_inference_x") == 40
+
+
+def test_a_rebuild_that_ends_half_way_loses_nothing(database: Database, tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    write_partition(lake.root, "ml_inference_x", DAY, rows(range(4)).to_pylist(), name="labels-1")
+    bad = write_partition(lake.root, "ml_inference_x", DAY, rows(range(4, 8)).to_pylist(), name="labels-2")
+    fill(lake, LABELS, database, ours_only=False)
+    before, ledger = stored(database), db.loaded_files(database, "ml_inference_x")
+    bad.write_bytes(b"PAR1")
+    with pytest.raises(BadFile, match=r"labels-2\.parquet"):
+        rebuild(lake, LABELS, database)
+    assert (stored(database), db.loaded_files(database, "ml_inference_x")) == (before, ledger)
+    skipped: list[BadFile] = []
+    assert rebuild(lake, LABELS, database, OnFill(bad_file=skipped.append)) == 4
+    assert [error.path for error in skipped] == [str(bad)]
+    assert stored(database) == expected(rows(range(4)))
+    assert missing_files(lake, LABELS, database, ours_only=False) == [str(bad.relative_to(lake.root))]
+
+
+def test_a_rebuild_merges_any_number_of_files_with_the_same_posts(database: Database, tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    for n in range(200):
+        write_partition(tmp_path, "ml_inference_x", DAY, rows(range(3), label=n).to_pylist(), name=f"part-{n:03}")
+    rebuild(lake, LABELS, database)
+    assert stored(database) == expected(rows(range(3), label=199))
+
+
+def test_transactions_within_one_another_fail_alone_and_are_kept_together(database: Database) -> None:
+    with suppress(ZeroDivisionError), database.transaction():
+        with database.transaction():
+            db.load_labels(database, "ml_inference_x", {"a": rows(range(1))})
+        with suppress(ZeroDivisionError), database.transaction():
+            db.load_labels(database, "ml_inference_x", {"b": rows(range(1, 2))})
+            raise ZeroDivisionError
+        assert db.loaded_files(database, "ml_inference_x") == {"a"}
+        raise ZeroDivisionError
+    assert db.loaded_files(database, "ml_inference_x") == set()
+
+
+def test_a_file_whose_rows_postgresql_cannot_store_is_named(postgres_url: str, tmp_path: Path) -> None:
+    """A key may have 2,704 bytes in its index. Others of the same load are stored."""
+    lake = Lake(str(tmp_path))
+    too_long = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=9000))
+    good = write_partition(tmp_path, "ml_inference_x", DAY, rows(range(3)).to_pylist(), name="a")
+    bad = write_partition(tmp_path, "ml_inference_x", DAY, [{"uri": too_long}], name="b")
+    with closing(open_database(postgres_url)) as database:
+        database.execute("DROP TABLE IF EXISTS ml_inference_x")
+        db.create_label_table(database, "ml_inference_x", LABELS.schema)
+        with pytest.raises(BadFile, match=r"b\.parquet: the database .* cannot store these rows") as caught:
+            load(lake, LABELS, database, [str(path.relative_to(tmp_path)) for path in (good, bad)])
+        assert "does not answer" not in str(caught.value)
+        assert db.label_count(database, "ml_inference_x") == 3
 
 
 def test_runs_are_recorded_and_replaced(database: Database) -> None:

@@ -95,11 +95,13 @@ def test_batches(database: Database) -> None:
 def test_identities_have_an_age(database: Database) -> None:
     old, new = (Identity(make_did(n), "https://a.example", None, "did:key:zQ3", 1000 + n) for n in range(2))
     save_identities(database, [old, new])
-    assert load_identities(database, [make_did(0), make_did(1)], 1001) == {make_did(1): new}
+    both = [make_did(0), make_did(1)]
+    assert load_identities(database, both, now=1101, max_age=100) == {make_did(1): new}
+    assert load_identities(database, both, now=1000, max_age=100) == {make_did(0): old}, "the clock was set back"
     save_identities(
         database, [replace(old, host="https://b.example", resolved_at=2000), old, replace(old, handle="x.y")]
     )
-    assert load_identities(database, [make_did(0)], 0)[make_did(0)].handle == "x.y"
+    assert load_identities(database, [make_did(0)], now=1000, max_age=0)[make_did(0)].handle == "x.y"
     save_identities(database, [])
 
 

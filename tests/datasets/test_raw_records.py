@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from backfill.pds_writer import say_outdated
 from datasets import raw_records
-from datasets.coverage import RECORD_TYPES, covering
+from datasets.coverage import RECORD_TYPES, Coverage, covering
 from datasets.database import Database, open_database
 from datasets.lake import Lake
 from datasets.pds_state import RepoState, create_tables, load_repos, save_repos, with_status
@@ -23,6 +24,7 @@ from datasets.raw_records import (
     Receipt,
     acknowledge,
     flush,
+    outdated,
     record_schema,
     recover,
     stage_rows,
@@ -48,14 +50,25 @@ def rows(did: str, records: Records, rev: str) -> pa.Table:
     return pa.table([pa.array(columns[f.name], f.type) for f in STAGED_SCHEMA], schema=STAGED_SCHEMA)
 
 
-def stage(lake: Lake, name: str, repos: Mapping[str, Records], rev: str = "r1", at: str = "2026-01-01") -> Receipt:
+ALL = covering(RECORD_TYPES, None, None)
+
+
+def stage(
+    lake: Lake,
+    name: str,
+    repos: Mapping[str, Records],
+    rev: str = "r1",
+    at: str = "2026-01-01",
+    replaces: Mapping[str, str] | None = None,
+    coverage: Coverage = ALL,
+) -> Receipt:
     states = [
-        RepoState(did, rev=rev, synced_at=at, coverage=covering(RECORD_TYPES, None, None), records={"x": len(records)})
+        RepoState(did, rev=rev, synced_at=at, coverage=coverage, records={"x": len(records)})
         for did, records in repos.items()
     ]
     tables = [rows(did, records, rev) for did, records in repos.items()]
     stage_rows(lake, f"{name}.0", pa.concat_tables(tables))
-    receipt = Receipt(name, (f"{name}.0",), tuple(states))
+    receipt = Receipt(name, (f"{name}.0",), tuple(states), replaces or {})
     acknowledge(lake, receipt)
     return receipt
 
@@ -128,16 +141,57 @@ def test_other_peoples_files_are_not_touched(place: tuple[Lake, Database]) -> No
     assert path.read_bytes() == before
 
 
-def test_the_later_of_two_stagings_counts_and_none_that_is_older_than_the_lake(place: tuple[Lake, Database]) -> None:
+@pytest.mark.parametrize("clock", ["forwards", "back", "still"])
+def test_the_later_of_two_stagings_counts_whatever_the_clock_says(place: tuple[Lake, Database], clock: str) -> None:
     lake, database = place
-    receipts = [
-        stage(lake, "r1", {ALICE: FIRST, BOB: FIRST}, "r1", "2026-01-01"),
-        stage(lake, "r2", {ALICE: SECOND}, "r2", "2026-01-02"),
-    ]
-    flush(lake, database, receipts, "b1")
+    one, two, three = {
+        "forwards": ("2026-01-01", "2026-01-02", "2026-01-03"),
+        "back": ("2026-01-03", "2026-01-02", "2026-01-01"),
+        "still": ("2026-01-01", "2026-01-01", "2026-01-01"),
+    }[clock]
+    receipts = [stage(lake, "r1", {ALICE: SECOND, BOB: FIRST}, "r2", one), stage(lake, "r0", {ALICE: FIRST}, "r1", two)]
+    written = flush(lake, database, receipts, "b1")
     assert in_lake(Path(lake.root)) == {ALICE: as_found(SECOND), BOB: as_found(FIRST)}
-    flush(lake, database, [stage(lake, "r3", {ALICE: FIRST, BOB: SECOND}, "r3", "2026-01-01T12")], "b2")
-    assert in_lake(Path(lake.root)) == {ALICE: as_found(SECOND), BOB: as_found(SECOND)}
+    assert outdated(receipts, written) == set()
+    flush(lake, database, [stage(lake, "r3", {ALICE: FIRST}, "r3", three)], "b2")
+    assert in_lake(Path(lake.root)) == {ALICE: as_found(FIRST), BOB: as_found(FIRST)}
+
+
+def test_a_fetch_after_an_attempt_by_a_clock_that_was_ahead_is_taken(place: tuple[Lake, Database]) -> None:
+    lake, database = place
+    with database.transaction():
+        save_repos(database, [with_status(RepoState(ALICE), "unreachable", "no answer", "2099-01-01")])
+    flush(lake, database, [stage(lake, "r1", {ALICE: FIRST})], "b1")
+    assert in_lake(Path(lake.root)) == {ALICE: as_found(FIRST)}
+    assert load_repos(database, [ALICE])[ALICE].status == "ok"
+
+
+def test_what_is_older_than_the_lake_is_left_out_and_said(place: tuple[Lake, Database]) -> None:
+    """A decoder has outlived its driver, and another run has fetched these users since."""
+    lake, database = place
+    flush(lake, database, [stage(lake, "r1", {ALICE: FIRST, BOB: FIRST, CAROL: FIRST})], "b1")
+    since = {ALICE: "b1", BOB: "b1", CAROL: "b1"}
+    flush(lake, database, [stage(lake, "r2", {ALICE: SECOND, CAROL: SECOND}, "r5", replaces=since)], "b2")
+    left = [stage(lake, "r3", {ALICE: {}, BOB: SECOND}, "r4", "2099-01-01", since)]
+    left += [stage(lake, "r4", {CAROL: {}}, "r6", "2099-01-01", since, covering(["post"], None, None))]
+    written = flush(lake, database, left, "b3")
+    assert outdated(left, written) == {ALICE, CAROL}, "of Carol it has fewer types than the lake"
+    assert in_lake(Path(lake.root)) == {did: as_found(SECOND) for did in (ALICE, BOB, CAROL)}
+    assert lake.files("queues/pds") == lake.files("queues/pds", ".json") == []
+    said: list[str] = []
+    say_outdated(left, written, said.append)
+    assert said == [f"left out what was fetched of {min(ALICE, CAROL)} and of 1 more: the lake has newer records"]
+
+
+def test_a_host_that_went_back_to_an_earlier_revision_is_believed(place: tuple[Lake, Database]) -> None:
+    """From a backup, say. The fetch was made to replace what the lake has, so it is newer."""
+    lake, database = place
+    flush(lake, database, [stage(lake, "r1", {ALICE: FIRST}, "r9", "2026-01-02")], "b1")
+    receipt = stage(lake, "r2", {ALICE: SECOND}, "r8", "2026-01-01", {ALICE: "b1"})
+    assert staged(lake) == [receipt]
+    flush(lake, database, staged(lake), "b2")
+    assert in_lake(Path(lake.root)) == {ALICE: as_found(SECOND)}
+    assert load_repos(database, [ALICE])[ALICE].rev == "r8"
 
 
 def test_groups_bound_what_is_in_memory(place: tuple[Lake, Database], monkeypatch: pytest.MonkeyPatch) -> None:
