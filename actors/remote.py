@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from datasets.errors import RejectedPost, RetryableError
+from datasets.http_headers import moment_in
+
+# A run waits for a pause of so many seconds. For a longer one, it leaves what is not labelled for the next run.
+LONGEST_PAUSE = 3600.0
 
 
 @dataclass(frozen=True)
@@ -94,3 +98,9 @@ class MalformedError(RetryableError):
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
         return type(self), (self.message,)
+
+
+def asked_to_wait(seconds: float, now: float | None = None) -> RetryableError:
+    """What becomes of a post where the other side asked for a pause beyond LONGEST_PAUSE, `now` (epoch)."""
+    until = f"asked to wait until {moment_in(seconds, now)}"
+    return RetryableError(until, retry_after=seconds, kind=until)

@@ -249,7 +249,7 @@ def _label_with_ray(
             tally.error = str(error)
         tally.seconds = time.monotonic() - started
 
-    progress.watch(lambda name: why_waiting(api=works[name].is_api))
+    progress.watch(lambda name: why_waiting(sessions[name].activity(works[name]) if name in sessions else None))
     _in_threads(label, chosen, stop, result, progress)
     for name, work in works.items():
         tally = result.tallies[name]
