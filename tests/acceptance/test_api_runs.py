@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -109,6 +110,19 @@ def test_what_fails_for_a_passing_reason_is_left_with_exit_code_3(lake_dir: Path
     assert not paid & set(asked)
     assert len(lake_labels(lake_dir, PERSPECTIVE)) == 20
     assert queue_files(lake_dir) == []
+
+
+@pytest.mark.long
+def test_a_pause_of_a_day_ends_this_run_and_the_next_one_and_they_say_until_when(lake_dir: Path) -> None:
+    lake(lake_dir, 300)
+    with api_server(p429=1.0, retry_after="86400") as api:
+        runs = [run_cli(*options(lake_dir, "p"), "--qps", "100", env=api.environment) for _ in range(2)]
+        assert api.stats()["calls"] == 1
+    for run in runs:
+        assert run.returncode == 3, run.stderr
+        until = r"300 posts are left for the next run \(asked to wait until \d{4}-\d\d-\d\d \d\d:\d\d UTC 300\)"
+        assert re.search(until, run.stderr), run.stderr
+    assert lake_labels(lake_dir, PERSPECTIVE) == []
 
 
 def test_a_killed_run_asks_again_only_what_was_on_its_way(lake_dir: Path) -> None:
