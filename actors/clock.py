@@ -30,12 +30,16 @@ def boot_id(linux: str = _LINUX, macos: Sequence[str] = _MACOS) -> str:
     return found or platform.node() or "this machine"
 
 
+def uptime() -> float:
+    """Seconds since the machine was started, also those in which it slept, which `time.monotonic` leaves out."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))  # macOS: the second, with sleep
+
+
 @dataclass(frozen=True)
 class Clock:
-    """`monotonic` in seconds since some time, on the machine and since the start of it that `boot` names; `wall` in
-    seconds of the epoch.
-    """
+    """`monotonic` and `uptime` are of one start of one machine, which `boot` names; `wall` in seconds of the epoch."""
 
     monotonic: Callable[[], float] = time.monotonic
+    uptime: Callable[[], float] = uptime
     wall: Callable[[], float] = time.time
     boot: str = field(default_factory=boot_id)

@@ -82,7 +82,8 @@ class Activity:
 class _State:
     """Times are of the monotonic clock of `boot`, which read `written` when they were written down.
 
-    A pause has its end by the wall clock, too, and its length: by these it outlives a restart of the machine.
+    A pause ends by the uptime, so that a machine that slept has waited, too. Its end by the wall clock and its length
+    are for a restart of the machine, which it outlives by these.
     `rate` is the share of the quota in use, 1 when all is well.
     """
 
@@ -157,10 +158,12 @@ class Limiter:
             del state.counted[: -window - int(window * HORIZON) - count]
             if state.next_request < now - _CATCH_UP:
                 state.next_request = now
-            state.next_request = max(state.next_request, state.paused_until)
+            paused_until = now + state.paused_until - self._clock.uptime()
+            if paused_until <= now + HORIZON:
+                state.next_request = max(state.next_request, paused_until)
             slots: list[float] = []
             while True:
-                slot = max(now, state.next_request, state.next_token)
+                slot = max(now, state.next_request, state.next_token, paused_until)
                 if state.counted:
                     slot = max(slot, state.counted[-1][0] - MARGIN + spacing / 2)
                 if len(state.counted) >= window:
@@ -171,7 +174,7 @@ class Limiter:
                 state.counted.append((slot + MARGIN, slot))
                 state.next_request += spacing
                 state.next_token = max(state.next_token, slot) + tokens * token_seconds
-            wait, pause = (0.0, 0.0) if slots else (slot - now, max(0.0, state.paused_until - now))
+            wait, pause = (0.0, 0.0) if slots else (slot - now, max(0.0, paused_until - now))
             return Lease(tuple(slots), now, self._clock.boot, wait, pause)
 
     def settle(self, quota: Quota, tokens: float) -> None:
@@ -194,8 +197,9 @@ class Limiter:
             if retry_after is None:
                 retry_after = random.uniform(0.5, 1) * min(_BACKOFF_MAX, _BACKOFF * 2 ** (state.throttles - 1))  # noqa: S311
                 retry_after = 0.0 if same else retry_after
-            if now + retry_after > state.paused_until:
-                state.paused_until = now + retry_after
+            until = self._clock.uptime() + retry_after
+            if until > state.paused_until:
+                state.paused_until = until
                 state.pause_ends, state.pause_seconds = self._clock.wall() + retry_after, retry_after
             return state.throttles
 
@@ -218,7 +222,8 @@ class Limiter:
         """How it goes, for whoever wonders why nothing is labelled."""
         key = f"{run_id} {integration}"
         with self._state() as (state, now):
-            answered, pause = _answered(state.reports.get(key, {})), max(0.0, state.paused_until - now)
+            answered = _answered(state.reports.get(key, {}))
+            pause = max(0.0, state.paused_until - self._clock.uptime())
         if key not in self._answers:
             return Activity(answered, pause=pause)
         before, last = self._answers[key]
@@ -255,7 +260,7 @@ class Limiter:
             return _State()
         except (ValueError, TypeError):
             return _State(next_request=now + _UNKNOWN)
-        fresh = _State(next_request=now + _UNKNOWN, paused_until=now + pause)
+        fresh = _State(next_request=now + _UNKNOWN, paused_until=self._clock.uptime() + pause)
         kept = ("pause_ends", "pause_seconds", "rate", "reports")
         return replace(fresh, **{name: getattr(state, name) for name in kept})
 

@@ -11,16 +11,18 @@ from actors.clock import Clock
 
 
 class TestClock:
-    """Reads `now` seconds of a monotonic clock, and as much more than `epoch` of the wall clock."""
+    """Reads `now` seconds of a monotonic clock, `slept` more of uptime, and `epoch` more of the wall clock."""
 
     __test__ = False
 
     def __init__(self, now: float = 1000.0, *, boot: str = "this start", epoch: float = 1_800_000_000.0) -> None:
-        self.now, self.epoch, self.boot = now, epoch, boot
+        self.now, self.epoch, self.boot, self.slept = now, epoch, boot, 0.0
 
     @property
     def clock(self) -> Clock:
-        return Clock(lambda: self.now, lambda: self.epoch + self.now, self.boot)
+        return Clock(
+            lambda: self.now, lambda: self.now + self.slept, lambda: self.epoch + self.now + self.slept, self.boot
+        )
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """In an event loop that reads this clock, and moves it on where it would wait for a time to come."""

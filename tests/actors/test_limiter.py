@@ -162,6 +162,17 @@ def test_a_long_pause_is_kept_to_its_end_whatever_happens_to_the_wall_clock(
     assert limiter.lease(HUNDRED, 1).slots
 
 
+def test_a_machine_that_sleeps_has_waited_all_the_same(limiter: Limiter, time: TestClock) -> None:
+    limiter.throttled(DAY)
+    assert limiter.lease(HUNDRED, 1).pause == DAY
+    time.slept += 0.75 * DAY
+    lease = limiter.lease(HUNDRED, 1)
+    assert (lease.wait, lease.pause) == (0.25 * DAY, 0.25 * DAY)
+    time.slept += 0.25 * DAY
+    slots = limiter.lease(HUNDRED, 25).slots
+    assert (slots[0], slots[-1] - slots[0]) == (time.now, pytest.approx(0.24))
+
+
 def after_a_restart(time: TestClock, *, passed: float, uptime: float = 40.0, boot: str = "the next start") -> TestClock:
     """The clock of the machine once it was started anew, `passed` seconds of the wall clock later."""
     return TestClock(uptime, boot=boot, epoch=time.epoch + time.now + passed - uptime)
@@ -240,7 +251,7 @@ def test_pauses_without_a_success_grow_and_are_counted(
 def _spend_in_process(
     folder: str, now: Synchronized[float], end: float, slots: multiprocessing.Queue[list[float]]
 ) -> None:
-    limiter = Limiter("x", folder, Clock(lambda: now.value, lambda: 0.0, "this start"))
+    limiter = Limiter("x", folder, Clock(lambda: now.value, lambda: now.value, boot="this start"))
     found: list[float] = []
     while now.value < end:
         found += limiter.lease(HUNDRED, 25).slots
@@ -267,7 +278,7 @@ def test_callers_in_other_processes_share_one_quota(tmp_path: Path, callers: int
 
 
 def _lease_for_ever(folder: str) -> None:
-    limiter = Limiter("x", folder, Clock(lambda: 1000.0, lambda: 0.0, "this start"))
+    limiter = Limiter("x", folder, Clock(lambda: 1000.0, lambda: 1000.0, boot="this start"))
     while True:
         limiter.report("r", "i", Counter({f"retry_{n}": 1 for n in range(500)}))
 

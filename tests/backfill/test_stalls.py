@@ -72,3 +72,13 @@ def test_only_what_stalls_is_said_and_not_again_and_again(monkeypatch: pytest.Mo
         "still: nothing labelled for 1 min 0 s: because of still",
         "still: nothing labelled for 2 min 0 s: because of still",
     ]
+
+
+def test_a_slow_pace_is_not_shown_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    tally = Tally(eligible=100)
+    shown = Progress(io.StringIO(), {"slow": tally})
+    shown._line()
+    now[0], tally.labelled = 20.0, 10
+    assert shown._line() == "10 of 100 posts, 0.5/s, 3 min 0 s left, 0 rejected"
