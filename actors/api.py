@@ -57,6 +57,7 @@ class _Request:
     keys: list[str]
     labels: asyncio.Future[list[Mapping[str, Any]]]
     tries: int = 0
+    asked_seconds: float = 0.0  # that the other side asked it to wait, in all
 
 
 class Store:
@@ -350,7 +351,8 @@ class ApiClassifier:
             _fail(request, self._over)
             return
         down = self._failures >= _DOWN_FAILURES and now - self._failing_since >= _DOWN_SECONDS
-        if asked > LONGEST_PAUSE:
+        request.asked_seconds += asked
+        if request.asked_seconds > LONGEST_PAUSE:
             self._long_pauses += 1
             down = down or throttled or self._long_pauses >= _LONG_PAUSES
             error = asked_to_wait(asked)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from datasets.errors import RejectedPost, RetryableError
 from datasets.http_headers import moment_in
 
-# A run waits for a pause of so many seconds. For a longer one, it leaves what is not labelled for the next run.
+# A post waits for pauses of so many seconds in all. What would take longer is left for the next run.
 LONGEST_PAUSE = 3600.0
 
 
@@ -101,6 +101,6 @@ class MalformedError(RetryableError):
 
 
 def asked_to_wait(seconds: float, now: float | None = None) -> RetryableError:
-    """What becomes of a post where the other side asked for a pause beyond LONGEST_PAUSE, `now` (epoch)."""
+    """What becomes of a post where the other side asks, `now` (epoch), for a pause beyond LONGEST_PAUSE."""
     until = f"asked to wait until {moment_in(seconds, now)}"
     return RetryableError(until, retry_after=seconds, kind=until)

@@ -197,7 +197,7 @@ def test_retry_after_is_honoured() -> None:
 
 
 DAY = "86400"
-AGREED = r"asked to wait until 20\d\d-\d\d-\d\d \d\d:\d\d UTC"
+UNTIL = r"asked to wait until 20\d\d-\d\d-\d\d \d\d:\d\d UTC"
 
 
 @pytest.mark.parametrize("retry_after", [DAY, "1e300", "Fri, 31 Dec 9999 23:59:59 GMT"])
@@ -207,7 +207,7 @@ def test_a_429_that_asks_for_a_day_ends_the_asking_for_everybody(retry_after: st
             outcomes = ask_perspective(api).classify(texts)
             kinds = {outcome.kind for outcome in outcomes if isinstance(outcome, RetryableError)}
             assert len(kinds) == 1
-            assert re.fullmatch(AGREED, kinds.pop())
+            assert re.fullmatch(UNTIL, kinds.pop())
             assert all(isinstance(outcome, RetryableError) for outcome in outcomes)
         assert api.stats()["calls"] == 1, "neither the first caller nor the next asks once more"
 
@@ -216,10 +216,19 @@ def test_a_503_that_asks_for_a_day_leaves_the_posts_for_the_next_run() -> None:
     with api_server(p503=1.0, retry_after=DAY) as api:
         classifier = ask_perspective(api)
         outcomes = classifier.classify([f"post {n}" for n in range(300)])
-        assert all(isinstance(o, RetryableError) and re.fullmatch(AGREED, o.kind) for o in outcomes)
+        assert all(isinstance(o, RetryableError) and re.fullmatch(UNTIL, o.kind) for o in outcomes)
         assert api.stats()["calls"] == 5
         classifier.classify(["another block"])
         assert api.stats()["calls"] == 5
+
+
+def test_shorter_pauses_are_waited_for_until_they_are_too_long_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.api.LONGEST_PAUSE", 0.5)
+    with api_server(p503=1.0, retry_after="0.3") as api:
+        (outcome,) = ask_perspective(api, attempts=8).classify(["a post"])
+        assert isinstance(outcome, RetryableError)
+        assert re.fullmatch(UNTIL, outcome.kind)
+        assert api.stats()["calls"] == 2
 
 
 def test_one_post_that_gets_an_odd_503_stops_no_other() -> None:
