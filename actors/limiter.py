@@ -46,8 +46,8 @@ _REPEATED, _SAME = 60.0, 0.5
 _DECREASE, _INCREASE, _LOWEST = 0.7, 0.01, 0.02
 # Where it isn't known what was sent in the last second, that one is left out.
 _UNKNOWN = 1.0
-# Answers come as long as the last is not older than this, and than so many times what lay between the two before.
-_STILL, _GAPS = 60.0, 2.0
+# Answers still come where the last is not older than this, or than the quota takes for so many requests.
+_STILL, _REQUESTS = 60.0, 3
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Lease:
 class Activity:
     """Of a run's calls so far, `answered` have got an answer, the last of them `ago` seconds ago.
 
-    `steady` is whether more are to be expected, at the pace at which they have come. The endpoint has asked not to be
-    called for `pause` seconds.
+    `steady` is whether they still come as the quota lets them. The endpoint has asked not to be called for `pause`
+    seconds.
     """
 
     answered: int = 0
@@ -113,8 +113,10 @@ class Limiter:
         self._path = os.path.join(folder or scratch_folder("limits"), name)
         self._clock = clock or Clock()
         self._runs: set[str] = set()
-        # When the last answers of a run were reported, the last two of such reports. Lost with the process.
-        self._answers: dict[str, tuple[float, float]] = {}
+        # When the last answer of a run was reported, and the seconds of the quota that a request takes. They are for
+        # `activity`, and lost with the process.
+        self._answers: dict[str, float] = {}
+        self._each = 0.0
 
     def join(self, run_id: str) -> None:
         self._runs.add(run_id)
@@ -146,6 +148,8 @@ class Limiter:
             token_seconds = (
                 60 * (1 + MARGIN) / (quota.tokens_per_minute * state.rate) if quota.tokens_per_minute else 0.0
             )
+            if count:
+                self._each = max(spacing, tokens * token_seconds)
             # No more than the quota in any second. A request that left late moves the one a quota
             # after it, and that one only: being late costs no slot.
             window = max(1, int(quota.requests))
@@ -211,7 +215,7 @@ class Limiter:
             for old in sorted(state.reports)[:-50]:
                 del state.reports[old]
         if _answered(counts):
-            self._answers[key] = self._answers.get(key, (now, now))[1], now
+            self._answers[key] = now
 
     def stats(self, run_id: str, integration: str) -> dict[str, float]:
         """What was reported of a run, and the share of the quota that is in use now."""
@@ -224,10 +228,8 @@ class Limiter:
         with self._state() as (state, now):
             answered = _answered(state.reports.get(key, {}))
             pause = max(0.0, state.paused_until - self._clock.uptime())
-        if key not in self._answers:
-            return Activity(answered, pause=pause)
-        before, last = self._answers[key]
-        return Activity(answered, now - last, now - last <= max(_STILL, _GAPS * (last - before)), pause)
+        ago = now - self._answers.get(key, -math.inf)
+        return Activity(answered, ago, ago <= max(_STILL, _REQUESTS * self._each), pause)
 
     @contextmanager
     def _state(self) -> Iterator[tuple[_State, float]]:

@@ -325,21 +325,29 @@ def test_reports_add_up_by_run_and_integration(limiter: Limiter) -> None:
 
 
 def test_activity_tells_answers_from_silence_and_from_a_pause(limiter: Limiter, time: TestClock) -> None:
-    """Answers may be as slow as the quota is: at one call in five minutes, four minutes of silence are none."""
     assert limiter.activity("r", "i") == Activity()
+    limiter.lease(HUNDRED, 1)
     limiter.report("r", "i", Counter(calls=3, retry_timeout=3))
     assert limiter.activity("r", "i") == Activity(), "a call without an answer is none"
-    for _ in range(2):
-        limiter.report("r", "i", Counter(calls=1))
-        time.now += 300
     limiter.report("r", "i", Counter(calls=2, retry_http_503=1, refused=1))
-    time.now += 240
-    assert limiter.activity("r", "i") == Activity(3, 240.0, True)
-    time.now += 600
-    assert limiter.activity("r", "i") == Activity(3, 840.0, False)
+    time.now += 60
+    assert limiter.activity("r", "i") == Activity(1, 60.0, True)
+    time.now += 10
+    assert limiter.activity("r", "i") == Activity(1, 70.0, False)
     limiter.throttled(120.0)
     assert limiter.activity("r", "i").pause == 120.0
     assert limiter.activity("another", "i") == Activity(pause=120.0)
+
+
+@pytest.mark.parametrize(("quota", "tokens"), [(Quota(0.01), 0.0), (Quota(100, tokens_per_minute=60), 98.0)])
+def test_a_slow_quota_is_no_silence(limiter: Limiter, time: TestClock, quota: Quota, tokens: float) -> None:
+    """One request in a hundred seconds, by the quota of requests or by that of tokens."""
+    limiter.lease(quota, 1, tokens)
+    limiter.report("r", "i", Counter(calls=1))
+    time.now += 250
+    assert limiter.activity("r", "i").steady
+    time.now += 100
+    assert not limiter.activity("r", "i").steady
 
 
 def test_the_last_run_to_leave_knows_that_it_is_the_last(limiter: Limiter) -> None:
