@@ -49,11 +49,11 @@ def explain(actors: list[dict[str, Any]], free: dict[str, float], api: Activity 
 
 def explain_api(api: Activity, now: float | None = None) -> str:
     """`now` is in seconds of the epoch."""
-    so_far = f"{api.answered:,} calls answered"
+    so_far = f"answers so far: {api.answered:,}"
     if api.pause >= _PAUSE_SECONDS:
         return f"the API asked for a pause until {moment_in(api.pause, now)}; {so_far}"
     if api.steady:
         return f"the API answers, as fast as its quota lets it; {so_far}, the last {format_seconds(api.ago)} ago"
     if api.answered:
-        return f"the API has stopped answering, {so_far} before; what is sent is tried again"
+        return f"the API has stopped answering; what is sent is tried again; {so_far}"
     return "the API does not answer; what is sent is tried again"

@@ -36,14 +36,20 @@ def test_a_wait_is_explained_by_what_can_be_seen(
 @pytest.mark.parametrize(
     ("api", "sentence"),
     [
-        (Activity(60, 1.0, True), "the API answers, as fast as its quota lets it; 60 calls answered, the last 1 s ago"),
+        (
+            Activity(60, 1.0, True),
+            "the API answers, as fast as its quota lets it; answers so far: 60, the last 1 s ago",
+        ),
         (
             Activity(7, 80.0, True, pause=0.3),
-            "the API answers, as fast as its quota lets it; 7 calls answered, the last",
+            "the API answers, as fast as its quota lets it; answers so far: 7, the last",
         ),
-        (Activity(60, 90.0), "the API has stopped answering, 60 calls answered before; what is sent is tried again"),
+        (Activity(60, 90.0), "the API has stopped answering; what is sent is tried again; answers so far: 60"),
         (Activity(), "the API does not answer; what is sent is tried again"),
-        (Activity(60, 1.0, True, pause=1800.0), "the API asked for a pause until 2027-01-15 08:30 UTC; 60 calls"),
+        (
+            Activity(60, 1.0, True, pause=1800.0),
+            "the API asked for a pause until 2027-01-15 08:30 UTC; answers so far: 60",
+        ),
     ],
 )
 def test_an_api_that_answers_is_told_from_one_that_does_not(api: Activity, sentence: str) -> None:
