@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.integrations import Outcome
 from actors.limiter import Limiter, limiter_name
-from actors.remote import Api, Call, Limits, MalformedError, Remote
+from actors.remote import LONGEST_PAUSE, Api, Call, Limits, MalformedError, Remote, asked_to_wait
 from actors.responses import Claim, shared_store
 from actors.slots import Slot, Slots, shared_calls
 from datasets.errors import BackfillError, FatalError, RejectedPost, RetryableError
@@ -37,6 +37,11 @@ _BACKOFF, _BACKOFF_MAX = 0.5, 30.0
 # Nothing but passing failures for this long, and this many of them, means that the other side is
 # down: what is left then fails at once and waits for the next run.
 _DOWN_SECONDS, _DOWN_FAILURES = 120.0, 50
+# Answers in a row that ask for a pause beyond LONGEST_PAUSE, but for a 429 (one of that is enough): fewer may be
+# one post's bad luck.
+_LONG_PAUSES = 5
+# Whoever waits to ask again looks so often whether anything is asked at all.
+_LOOK_SECONDS = 5.0
 # Pauses for 429 in a row, without any success, until the quota counts as used up.
 _THROTTLES = 12
 _CLAIM_POLL = 0.2
@@ -52,6 +57,7 @@ class _Request:
     keys: list[str]
     labels: asyncio.Future[list[Mapping[str, Any]]]
     tries: int = 0
+    asked_seconds: float = 0.0  # that the other side asked it to wait, in all
 
 
 class Store:
@@ -149,6 +155,7 @@ class ApiClassifier:
         self._over: BackfillError | None = None  # why nothing more is asked
         self._failing_since: float | None = None
         self._failures = 0
+        self._long_pauses = 0
         self._dispatcher = asyncio.create_task(self._dispatch())
 
     def classify(self, texts: Sequence[str]) -> list[Outcome]:
@@ -167,6 +174,10 @@ class ApiClassifier:
             claim = await self._store.claim(list(by_key))
             for key, body in claim.known.items():
                 found[by_key[key]] = await self._read_kept(key, body)
+            if isinstance(self._over, RetryableError):  # one call to the store, not one for each post
+                await self._store.give_back(claim.mine)
+                found.update({by_key[key]: self._over for key in claim.mine})
+                claim.mine.clear()
             groups = self._grouped([(key, by_key[key]) for key in claim.mine])
             for outcomes in await asyncio.gather(*(self._ask(group) for group in groups)):
                 found.update(outcomes)
@@ -235,7 +246,12 @@ class ApiClassifier:
                     await self._landed.wait()
                 head = self._queue[0]
                 wanted = len(self._queue) if self._works else 1
-                slot = await self._slots.wait(wanted, self._api.tokens(head.texts))
+                try:
+                    slot = await self._slots.wait(wanted, self._api.tokens(head.texts))
+                except RetryableError as error:  # a pause that is too long to wait for
+                    self._over = error
+                except Exception as error:  # noqa: BLE001 - whoever waits for an answer must hear of it
+                    self._over = _fatal(error)
             request = self._queue.popleft()
             if self._over is not None:
                 _fail(request, self._over)
@@ -260,10 +276,7 @@ class ApiClassifier:
             counts[f"retry_{error.kind}"] += 1
             await self._again(request, error)
         except Exception as error:  # noqa: BLE001 - whoever waits for the answer must hear of it
-            cause = getattr(error, "cause", error)  # Ray's wrapping, where the store or the limiter failed
-            self._over = FatalError(
-                str(cause) if isinstance(cause, BackfillError) else f"{type(cause).__name__}: {cause}"
-            )
+            self._over = _fatal(error)
             _fail(request, self._over)
         finally:
             self._in_flight -= 1
@@ -319,7 +332,7 @@ class ApiClassifier:
 
     def _answered(self) -> None:
         self._works = True
-        self._failing_since, self._failures = None, 0
+        self._failing_since, self._failures, self._long_pauses = None, 0, 0
         self._slots.succeeded()
 
     async def _again(self, request: _Request, error: RetryableError) -> None:
@@ -330,17 +343,37 @@ class ApiClassifier:
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         self._failures += 1
-        throttles = await self._slots.throttled(error.retry_after) if error.kind == "http_429" else 0
+        throttled, asked = error.kind == "http_429", error.retry_after or 0.0
+        try:
+            throttles = await self._slots.throttled(error.retry_after) if throttled else 0
+        except Exception as broken:  # noqa: BLE001 - the limiter failed, and whoever waits must hear of it
+            self._over = _fatal(broken)
+            _fail(request, self._over)
+            return
         down = self._failures >= _DOWN_FAILURES and now - self._failing_since >= _DOWN_SECONDS
+        request.asked_seconds += asked
+        if request.asked_seconds > LONGEST_PAUSE:
+            self._long_pauses += 1
+            down = down or throttled or self._long_pauses >= _LONG_PAUSES
+            error = asked_to_wait(asked)
+            request.tries = self._limits.attempts
         if throttles >= _THROTTLES or down:
             self._over = error
         if self._over is not None or request.tries >= self._limits.attempts:
             _fail(request, error)
             return
         pause = random.uniform(0, min(_BACKOFF_MAX, _BACKOFF * 2**request.tries))  # noqa: S311
-        if error.kind != "http_429":  # for a 429 the limiter pauses everybody
-            pause += error.retry_after or 0.0
-        self._loop.call_later(pause, lambda: self._submit(request, again=True))
+        if not throttled:  # for a 429 the limiter pauses everybody
+            pause += asked
+        self._submit_later(request, self._loop.time() + pause)
+
+    def _submit_later(self, request: _Request, at: float) -> None:
+        """At once where nothing more is asked: then it fails without the wait."""
+        left = at - self._loop.time()
+        if left <= 0 or self._over is not None:
+            self._submit(request, again=True)
+        else:
+            self._loop.call_later(min(left, _LOOK_SECONDS), self._submit_later, request, at)
 
 
 class Clients:
@@ -374,6 +407,11 @@ class Clients:
         return httpx.AsyncClient(
             http2=False, verify=self._context, timeout=self._timeout, limits=self._limits, follow_redirects=False
         )
+
+
+def _fatal(error: Exception) -> FatalError:
+    cause = getattr(error, "cause", error)  # Ray's wrapping, where the store or the limiter failed
+    return FatalError(str(cause) if isinstance(cause, BackfillError) else f"{type(cause).__name__}: {cause}")
 
 
 def _fail(request: _Request, error: BackfillError) -> None:

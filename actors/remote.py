@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from datasets.errors import RejectedPost, RetryableError
+from datasets.http_headers import moment_in
+
+# A post waits for pauses of so many seconds in all. What would take longer is left for the next run.
+LONGEST_PAUSE = 3600.0
 
 
 @dataclass(frozen=True)
@@ -94,3 +98,9 @@ class MalformedError(RetryableError):
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
         return type(self), (self.message,)
+
+
+def asked_to_wait(seconds: float, now: float | None = None) -> RetryableError:
+    """What becomes of a post where the other side asks, `now` (epoch), for a pause beyond LONGEST_PAUSE."""
+    until = f"asked to wait until {moment_in(seconds, now)}"
+    return RetryableError(until, retry_after=seconds, kind=until)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from actors.limiter import HORIZON, MARGIN, Lease, boot_id, shared_limiter
-from actors.remote import Quota
+from actors.clock import Clock
+from actors.limiter import HORIZON, MARGIN, Lease, shared_limiter
+from actors.remote import LONGEST_PAUSE, Quota, asked_to_wait
 
 # A request is made ready this much before its slot and then held: making it takes milliseconds, which
 # it would leave late, each time. Waking up and writing it takes about as much as the second.
@@ -43,10 +43,12 @@ class Slot:
 class Slots:
     """`call(method, *arguments)` awaits a method of the limiter, wherever that is."""
 
-    def __init__(self, call: Callable[..., Any], quota: Quota, run_id: str, integration: str) -> None:
+    def __init__(
+        self, call: Callable[..., Any], quota: Quota, run_id: str, integration: str, clock: Clock | None = None
+    ) -> None:
         self._call, self._quota, self._run_id, self._integration = call, quota, run_id, integration
         self._slots: deque[Slot] = deque()
-        self._boot = boot_id()
+        self._clock = clock or Clock()
         self._used: list[tuple[float, float | None]] = []
         self._refill: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
@@ -56,42 +58,51 @@ class Slots:
         self._reported = 0.0
 
     async def wait(self, wanted: int, tokens: float) -> Slot:
-        """Returns shortly before a slot, with that. `wanted` requests wait in all, of about `tokens` each."""
+        """Returns shortly before a slot, with that. `wanted` requests wait in all, of about `tokens` each.
+
+        Raises RetryableError where the other side asked for a pause that is too long to wait for.
+        """
         most = min(wanted, max(1, int(self._quota.requests * HORIZON)))
         while True:
             if len(self._slots) <= most // 2 and self._refill is None:
                 # While there are slots left: a lease takes its time on a busy machine. No more than
                 # are wanted: slots that nobody uses are lost to the other callers.
                 self._refill = asyncio.create_task(self._lease(most - len(self._slots), tokens))
+                # Where it fails while there are slots left, the next one is waited for and fails as well.
+                self._refill.add_done_callback(lambda refill: refill.cancelled() or refill.exception())
             if not self._slots:
                 assert self._refill
                 await self._refill
                 continue
             slot = self._slots.popleft()
-            await asyncio.sleep(max(0.0, slot.at - _AHEAD - time.monotonic()))
-            if time.monotonic() - slot.at <= _MISSED:
+            await asyncio.sleep(max(0.0, slot.at - _AHEAD - self._clock.monotonic()))
+            if self._clock.monotonic() - slot.at <= _MISSED:
                 return slot
             self._used.append((slot.planned, None))
 
     async def _lease(self, count: int, tokens: float) -> None:
-        succeeded, self._succeeded = self._succeeded, 0
-        used, self._used = self._used, []
-        lease: Lease = await self._call("lease", self._quota, count, tokens, succeeded=succeeded, used=used)
-        # Slots are of the limiter's clock. On another machine they are told apart from its `now`.
-        shift = 0.0 if lease.boot == self._boot else time.monotonic() - lease.now
-        self._slots.extend(Slot(planned + shift, planned) for planned in lease.slots)
-        if not lease.slots:
-            await asyncio.sleep(min(max(_POLL, lease.wait - HORIZON), 5.0))
-        self._refill = None
+        try:
+            succeeded, self._succeeded = self._succeeded, 0
+            used, self._used = self._used, []
+            lease: Lease = await self._call("lease", self._quota, count, tokens, succeeded=succeeded, used=used)
+            # Slots are of the limiter's clock. On another machine they are told apart from its `now`.
+            shift = 0.0 if lease.boot == self._clock.boot else self._clock.monotonic() - lease.now
+            self._slots.extend(Slot(planned + shift, planned) for planned in lease.slots)
+            if lease.pause > LONGEST_PAUSE:
+                raise asked_to_wait(lease.pause, self._clock.wall())
+            if not lease.slots:
+                await asyncio.sleep(min(max(_POLL, lease.wait - HORIZON), 5.0))
+        finally:
+            self._refill = None
 
     async def hold(self, slot: Slot) -> None:
         """Returns when the request, which is ready, has to be written to leave at its slot."""
-        await asyncio.sleep(max(0.0, slot.at - _WRITING - time.monotonic()))
-        slot.begun = time.monotonic()
+        await asyncio.sleep(max(0.0, slot.at - _WRITING - self._clock.monotonic()))
+        slot.begun = self._clock.monotonic()
 
     def sent(self, slot: Slot) -> None:
         """The request of a slot has left just now."""
-        slot.left = time.monotonic()
+        slot.left = self._clock.monotonic()
         if slot.left > slot.at + _LATE:
             self._counts_from(slot, slot.left + MARGIN)
             if self._telling is None:
@@ -99,7 +110,7 @@ class Slots:
 
     def answered(self, slot: Slot) -> None:
         """The answer to a slot's request begins just now."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         self._answers += 1
         self._quickest = min(self._quickest, now - slot.begun)
         if self._answers >= _ENOUGH_ANSWERS:
@@ -130,9 +141,9 @@ class Slots:
 
     async def report(self, counts: Counter[str], *, at_once: bool = False) -> None:
         self._counts += counts
-        if self._counts and (at_once or time.monotonic() - self._reported > _REPORT_SECONDS):
+        if self._counts and (at_once or self._clock.monotonic() - self._reported > _REPORT_SECONDS):
             counts, self._counts = self._counts, Counter()
-            self._reported = time.monotonic()
+            self._reported = self._clock.monotonic()
             await self._call("report", self._run_id, self._integration, counts)
 
 

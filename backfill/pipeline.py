@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from actors.buffer import FlushPolicy, LabelBuffer, Receipt
 from actors.integrations import Integration, Placement
-from actors.limiter import leave_limiter, limiter_name, shared_limiter
+from actors.limiter import Activity, leave_limiter, limiter_name, shared_limiter
 from actors.pool import ClassifierActor
 from actors.remote import Remote
 from actors.responses import remove_store, shared_store
@@ -35,6 +36,9 @@ _APART = 1
 _GPU_ACTOR_CPUS = 0.25
 # Of a transformer on CPUs: ten seconds' work that a kill may cost, and enough to sort by length.
 _CPU_MODEL_ROWS = 2048
+# Seconds that the quota gives a block, at the least: so often something is labelled at a slow one.
+_API_BLOCK_SECONDS = 10.0
+_ACTIVITY_SECONDS = 5.0
 # Blocks that an API actor works on at a time. The end of one must not leave the quota unused, and a
 # block with a post that hangs must not hold up the others.
 _API_BLOCKS = 32
@@ -187,9 +191,17 @@ def _end_when_stopped(executor: Any, stop: threading.Event, over: threading.Even
 
 def _block_rows(work: Labelling) -> int:
     if work.is_api:
-        return work.run.api_block_rows
+        assert work.integration.remote
+        remote = work.integration.remote(work.settings, work.integration.read_environment())
+        return api_block_rows(remote, work.run.api_block_rows)
     model = work.integration.placement(work.settings) == "model"
     return min(work.run.block_rows, _CPU_MODEL_ROWS) if model and not work.pool.num_gpus else work.run.block_rows
+
+
+def api_block_rows(remote: Remote, most: int) -> int:
+    """Posts of a block: whole requests of what the quota allows in some seconds, at most `most`."""
+    requests = max(1, math.ceil(remote.quota.requests * _API_BLOCK_SECONDS))
+    return min(most, requests * remote.api.group)
 
 
 def _actor_pool(work: Labelling) -> ActorPoolStrategy:
@@ -225,6 +237,15 @@ class ApiSession:
         limiter = shared_limiter(limiter_name(remote.endpoint, remote.credential))
         limiter.join.remote(work.run_id)
         return cls(remote, limiter, shared_store(work.lake, work.integration.name))
+
+    def activity(self, work: Labelling) -> Activity:
+        """How the asking goes; nothing is known where the limiter does not tell."""
+        with suppress(ray.exceptions.RayError):
+            found: Activity = ray.get(
+                self.limiter.activity.remote(work.run_id, work.integration.name), timeout=_ACTIVITY_SECONDS
+            )
+            return found
+        return Activity()
 
     def close(self, work: Labelling, *, complete: bool) -> dict[str, float]:
         """What the run has asked and paid. Answers of a complete run are of no more use."""

@@ -143,9 +143,8 @@ class Progress:
         if not done:
             return f"{self._status}, {eligible:,} posts to label"
         left = f"{format_seconds((eligible - done) / rate)} left" if rate and done < eligible else ""
-        return ", ".join(
-            filter(None, [f"{done:,} of {eligible:,} posts, {rate:,.0f}/s", left, f"{rejected:,} rejected"])
-        )
+        pace = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"  # one post in two seconds is not none
+        return ", ".join(filter(None, [f"{done:,} of {eligible:,} posts, {pace}/s", left, f"{rejected:,} rejected"]))
 
     def _rate(self, done: int) -> float:
         """Posts a second over the last seconds; before the first label, this only starts the clock."""

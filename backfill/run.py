@@ -255,7 +255,7 @@ def _label_with_ray(
             pipeline.label_posts(work, count, stop)
         tally.seconds = time.monotonic() - started
 
-    progress.watch(lambda name: why_waiting(api=placements.get(name) == "api"))
+    progress.watch(lambda name: why_waiting(sessions[name].activity(works[name]) if name in sessions else None))
     _in_threads(label, [i for i in chosen if i.name in placements], stop, result, progress)
     for name, work in list(works.items()):
         tally = result.tallies[name]

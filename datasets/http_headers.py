@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+
+# Quotas are counted by the month at the longest: who asks for more than 31 days is asked again after them.
+LONGEST = 31 * 86_400.0
 
 
 def retry_after_seconds(value: str | None, now: float | None = None) -> float | None:
     """Seconds from `now` (epoch) in a Retry-After header, which has seconds or a date; None where it has neither.
+
+    At least 0 and at most LONGEST.
 
     https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
     """
@@ -17,7 +22,7 @@ def retry_after_seconds(value: str | None, now: float | None = None) -> float | 
         return None
     try:
         seconds = float(value)
-        return max(0.0, seconds) if math.isfinite(seconds) else None
+        return min(max(0.0, seconds), LONGEST) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:
@@ -25,4 +30,10 @@ def retry_after_seconds(value: str | None, now: float | None = None) -> float | 
         moment = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
-    return max(0.0, moment - (time.time() if now is None else now))
+    return min(max(0.0, moment - (time.time() if now is None else now)), LONGEST)
+
+
+def moment_in(seconds: float, now: float | None = None) -> str:
+    """The minute that is over by `seconds` from `now` (epoch), for people: 2026-11-25 10:03 UTC."""
+    moment = (time.time() if now is None else now) + seconds
+    return datetime.fromtimestamp(math.ceil(moment / 60) * 60, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -99,11 +99,11 @@ class Server:
         if name == "hang":
             await asyncio.sleep(120)
         await asyncio.sleep(self.options.latency)
+        headers = {"Retry-After": self.options.retry_after} if self.options.retry_after else {}
         if name == "429":
-            headers = {"Retry-After": self.options.retry_after} if self.options.retry_after else {}
             return web.Response(status=429, text="<html>slow down</html>", headers=headers)
         if name == "503":
-            return web.Response(status=503, text="busy")
+            return web.Response(status=503, text="busy", headers=headers)
         return web.Response(text='{"attributeScores": {"TOXICITY": {"summ', content_type="application/json")
 
     async def perspective(self, request: web.Request, body: dict[str, Any], over_quota: bool) -> web.Response:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from actors.limiter import limiter_name
+from datasets.scratch import scratch_folder
 from tests.api_server import KEY, api_server
 from tests.support import DAY, ROOT, VALENCE, cli_command, cli_environment, lake_labels, make_lake, queue_files, run_cli
 
@@ -109,6 +113,21 @@ def test_what_fails_for_a_passing_reason_is_left_with_exit_code_3(lake_dir: Path
     assert not paid & set(asked)
     assert len(lake_labels(lake_dir, PERSPECTIVE)) == 20
     assert queue_files(lake_dir) == []
+
+
+@pytest.mark.long
+def test_a_pause_of_a_day_ends_this_run_and_the_next_one_and_they_say_until_when(lake_dir: Path) -> None:
+    lake(lake_dir, 300)
+    with api_server(p429=1.0, retry_after="86400") as api:
+        runs = [run_cli(*options(lake_dir, "p"), "--qps", "100", env=api.environment) for _ in range(2)]
+        assert api.stats()["calls"] == 1
+        # Another test's server may get this port within the day.
+        os.unlink(os.path.join(scratch_folder("limits"), limiter_name(api.base, KEY)))
+    for run in runs:
+        assert run.returncode == 3, run.stderr
+        until = r"300 posts are left for the next run \(asked to wait until \d{4}-\d\d-\d\d \d\d:\d\d UTC 300\)"
+        assert re.search(until, run.stderr), run.stderr
+    assert lake_labels(lake_dir, PERSPECTIVE) == []
 
 
 def test_a_killed_run_asks_again_only_what_was_on_its_way(lake_dir: Path) -> None:

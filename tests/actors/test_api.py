@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -193,6 +194,49 @@ def test_retry_after_is_honoured() -> None:
         assert all(isinstance(outcome, dict) for outcome in found)
         assert pauses
         assert time.monotonic() - started >= 1.0
+
+
+DAY = "86400"
+UNTIL = r"asked to wait until 20\d\d-\d\d-\d\d \d\d:\d\d UTC"
+
+
+@pytest.mark.parametrize("retry_after", [DAY, "1e300", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_a_429_that_asks_for_a_day_ends_the_asking_for_everybody(retry_after: str) -> None:
+    with api_server(p429=1.0, retry_after=retry_after) as api:
+        for texts in ([f"post {n}" for n in range(300)], ["one more"]):
+            outcomes = ask_perspective(api).classify(texts)
+            kinds = {outcome.kind for outcome in outcomes if isinstance(outcome, RetryableError)}
+            assert len(kinds) == 1
+            assert re.fullmatch(UNTIL, kinds.pop())
+            assert all(isinstance(outcome, RetryableError) for outcome in outcomes)
+        assert api.stats()["calls"] == 1, "neither the first caller nor the next asks once more"
+
+
+def test_a_503_that_asks_for_a_day_leaves_the_posts_for_the_next_run() -> None:
+    with api_server(p503=1.0, retry_after=DAY) as api:
+        classifier = ask_perspective(api)
+        outcomes = classifier.classify([f"post {n}" for n in range(300)])
+        assert all(isinstance(o, RetryableError) and re.fullmatch(UNTIL, o.kind) for o in outcomes)
+        assert api.stats()["calls"] == 5
+        classifier.classify(["another block"])
+        assert api.stats()["calls"] == 5
+
+
+def test_shorter_pauses_are_waited_for_until_they_are_too_long_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.api.LONGEST_PAUSE", 0.5)
+    with api_server(p503=1.0, retry_after="0.3") as api:
+        (outcome,) = ask_perspective(api, attempts=8).classify(["a post"])
+        assert isinstance(outcome, RetryableError)
+        assert re.fullmatch(UNTIL, outcome.kind)
+        assert api.stats()["calls"] == 2
+
+
+def test_one_post_that_gets_an_odd_503_stops_no_other() -> None:
+    with api_server(p503=0.05, retry_after=DAY, seed=2) as api:
+        outcomes = ask_perspective(api).classify([f"post {n}" for n in range(200)])
+        left = [outcome for outcome in outcomes if isinstance(outcome, RetryableError)]
+        assert 0 < len(left) == api.stats()["faults"]["503"] < 30
+        assert all(isinstance(outcome, dict | RetryableError) for outcome in outcomes)
 
 
 POSTS = [f"a story {n} about {'taxes' if n % 2 else 'cats'}" for n in range(37)]

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from actors.integrations import Placement
+from actors.classifiers import perspective
+from actors.integrations import Environment, Placement
 from actors.models.settings import ModelSettings
-from backfill.pipeline import Pool, share_out
+from backfill.pipeline import Pool, api_block_rows, share_out
 
 
 def pools(now: dict[str, float], limits: dict[str, float] | None = None, **placements: Placement) -> dict[str, Pool]:
@@ -58,3 +59,14 @@ def test_a_cluster_without_any_cpu_yet_is_waited_for(limits: dict[str, float]) -
     """An actor that reserves nothing would be started on the head, and without end."""
     assert pools({}, limits, v="cpu") == {"v": Pool(1, 1.0)}
     assert pools({}, limits, v="cpu", i="model") == {"v": Pool(1, 1.0), "i": Pool(1, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("requests", "group", "rows"),
+    [(1.0, 1, 10), (0.01, 1, 1), (6.0, 1, 60), (100.0, 1, 64), (0.05, 10, 10), (0.5, 10, 50), (8.0, 10, 64)],
+)
+def test_at_a_slow_quota_a_block_is_what_ten_seconds_give(requests: float, group: int, rows: int) -> None:
+    """So labels come in all the time, and a healthy run does not look dead."""
+    remote = perspective.remote(perspective.Settings(qps=requests), Environment(PERSPECTIVE_API_KEY="k"))
+    remote.api.group = group
+    assert api_block_rows(remote, most=64) == rows

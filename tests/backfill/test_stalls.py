@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from actors.limiter import Activity
 from backfill import progress
 from backfill.progress import Progress, Tally
-from backfill.stalls import explain
+from backfill.stalls import explain, explain_api
 
 
 def actor(state: str, *, address: str = "192.0.2.1", restarts: int = 0) -> dict[str, Any]:
@@ -18,16 +19,41 @@ def actor(state: str, *, address: str = "192.0.2.1", restarts: int = 0) -> dict[
 @pytest.mark.parametrize(
     ("actors", "api", "sentence"),
     [
-        ([actor("PENDING_CREATION", address="")], False, "1 of its actors wait for a place"),
-        ([actor("DEPENDENCIES_UNREADY", address=""), actor("ALIVE")], False, "which has 0.5 CPU and 0 GPU free"),
-        ([actor("PENDING_CREATION"), actor("ALIVE")], False, "1 of the run's actors are still loading their models"),
-        ([actor("ALIVE", restarts=3)], False, "died 3 times"),
-        ([actor("ALIVE")], True, "the API does not answer, or has asked for a pause"),
-        ([actor("ALIVE")], False, "at work on their batches"),
+        ([actor("PENDING_CREATION", address="")], None, "1 of its actors wait for a place"),
+        ([actor("DEPENDENCIES_UNREADY", address=""), actor("ALIVE")], None, "which has 0.5 CPU and 0 GPU free"),
+        ([actor("PENDING_CREATION"), actor("ALIVE")], None, "1 of the run's actors are still loading their models"),
+        ([actor("ALIVE", restarts=3)], None, "died 3 times"),
+        ([actor("ALIVE")], Activity(), "the API does not answer"),
+        ([actor("ALIVE")], None, "at work on their batches"),
     ],
 )
-def test_a_wait_is_explained_by_what_can_be_seen(actors: list[dict[str, Any]], api: bool, sentence: str) -> None:
-    assert sentence in explain(actors, {"CPU": 0.5, "GPU": 0.0}, api=api)
+def test_a_wait_is_explained_by_what_can_be_seen(
+    actors: list[dict[str, Any]], api: Activity | None, sentence: str
+) -> None:
+    assert sentence in explain(actors, {"CPU": 0.5, "GPU": 0.0}, api)
+
+
+@pytest.mark.parametrize(
+    ("api", "sentence"),
+    [
+        (
+            Activity(60, 1.0, True),
+            "the API answers, as fast as its quota lets it; answers so far: 60, the last 1 s ago",
+        ),
+        (
+            Activity(7, 80.0, True, pause=0.3),
+            "the API answers, as fast as its quota lets it; answers so far: 7, the last",
+        ),
+        (Activity(60, 90.0), "the API has stopped answering; what is sent is tried again; answers so far: 60"),
+        (Activity(), "the API does not answer; what is sent is tried again"),
+        (
+            Activity(60, 1.0, True, pause=1800.0),
+            "the API asked for a pause until 2027-01-15 08:30 UTC; answers so far: 60",
+        ),
+    ],
+)
+def test_an_api_that_answers_is_told_from_one_that_does_not(api: Activity, sentence: str) -> None:
+    assert explain_api(api, now=1_800_000_000.0).startswith(sentence)
 
 
 def test_only_what_stalls_is_said_and_not_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +78,13 @@ def test_only_what_stalls_is_said_and_not_again_and_again(monkeypatch: pytest.Mo
         "still: nothing labelled for 1 min 0 s: because of still",
         "still: nothing labelled for 2 min 0 s: because of still",
     ]
+
+
+def test_a_slow_pace_is_not_shown_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    tally = Tally(eligible=100)
+    shown = Progress(io.StringIO(), {"slow": tally})
+    shown._line()
+    now[0], tally.labelled = 20.0, 10
+    assert shown._line() == "10 of 100 posts, 0.5/s, 3 min 0 s left, 0 rejected"
