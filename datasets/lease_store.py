@@ -117,7 +117,7 @@ class S3Store:
         found: dict[str, Stored] = {}
         more: dict[str, Any] = {}
         while True:
-            page = self._call("list", folder, "list_objects_v2", Prefix=self._key(f"{folder}/"), **more)
+            page = self._call("list", folder, "list_objects_v2", Prefix=self._key(f"{folder}/"), Delimiter="/", **more)
             for entry in page.get("Contents", ()):
                 path = entry["Key"].removeprefix(self._key(""))
                 found[path] = Stored(entry["LastModified"].timestamp(), entry["ETag"], entry["Size"])

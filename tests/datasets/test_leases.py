@@ -50,7 +50,7 @@ class Memory:
         return {
             path: Stored(at, etag, len(body))
             for path, (at, etag, body) in self.objects.items()
-            if path.startswith(f"{folder}/")
+            if path.rpartition("/")[0] == folder
         }
 
     def delete(self, path: str) -> None:
@@ -376,6 +376,7 @@ def test_the_store_refuses_what_is_not_as_it_was(kind: str, request: pytest.Fixt
     assert not store.put("a/one", b"3", found[1])
     assert store.get("a/one") == (b"2", store.list("a")["a/one"].etag)
     assert store.put("ab/two", b"")
+    assert store.put("a/deeper/three", b"")
     assert list(store.list("a")) == ["a/one"]
     store.delete("a/one")
     store.delete("a/one")
