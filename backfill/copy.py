@@ -122,7 +122,8 @@ class _Copying:
     def _copy_days(self, days: Mapping[str, Sequence[str]], *, again: bool) -> set[str]:
         """The files that turned out to be bad when they were copied."""
         # First what is staged: what a flush moves meanwhile is then seen twice, and never missed.
-        there = {_STAGED: self.target.files(self.labels.queue), **self.target.partitions(self.labels.integration)}
+        waiting = UriIndex(self.target, {_STAGED: self.target.files(self.labels.queue)}, every_hash, may_go=True)
+        there = self.target.partitions(self.labels.integration)
         labelled = UriIndex(self.target, there, every_hash)
         found = UriIndex(self.source, days, repeated_hashes, self.bad_files)
         bad: set[str] = set()
@@ -130,7 +131,8 @@ class _Copying:
         def copy_day(day: str) -> None:
             scanned = {path: uris for path in days[day] if (uris := self._scan(path)) is not None}
             uris = pa.chunked_array([chunk for these in scanned.values() for chunk in these.chunks], pa.string())
-            held = labelled.holds(uris, sorted(there, key=lambda place: place != day))
+            held = waiting.holds(uris, [_STAGED])
+            held |= labelled.holds(uris, sorted(there, key=lambda place: place != day))
             held |= found.holds(uris, [earlier for earlier in days if earlier < day])
 
             known = list(uris.filter(pa.array(held)).chunks)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from datasets.errors import FileGone
 from datasets.lake import Lake
 from datasets.posts import _IDENTITY_KEY, Bits, OnBadFile, _hash, _is_in, _repeated, raise_bad_file, read_uris
 
@@ -23,7 +24,11 @@ _THREADS = min(4, os.cpu_count() or 1)
 
 
 class UriIndex:
-    """Of some places, each a few files of a lake. Held: 8 bytes a row, and `suspects` of all rows."""
+    """Of some places, each a few files of a lake. Held: 8 bytes a row, and `suspects` of all rows.
+
+    With `may_go`, files that are gone when they are read first are left out: what was in them is
+    elsewhere by then. One that has gone when its strings must decide raises FileGone.
+    """
 
     def __init__(
         self,
@@ -31,8 +36,10 @@ class UriIndex:
         places: Mapping[str, Sequence[str]],
         suspects: Callable[[Hashes], Hashes],
         on_bad: OnBadFile = raise_bad_file,
+        *,
+        may_go: bool = False,
     ) -> None:
-        self._lake, self._places, self._on_bad = lake, places, on_bad
+        self._lake, self._places, self._on_bad, self._may_go = lake, places, on_bad, may_go
         with ThreadPoolExecutor(_THREADS) as threads:
             self._hashes = dict(zip(places, threads.map(self._read, places), strict=True))
         self._suspects = suspects(np.concatenate([np.zeros(0, np.uint64), *self._hashes.values()]))
@@ -51,15 +58,22 @@ class UriIndex:
                 break
             suspects = left[_is_among(hashes[left], self._hashes.get(place, self._suspects[:0]))]
             if len(suspects):
-                held[suspects] = _is_in(uris.take(pa.array(suspects)), self._strings(place))
+                held[suspects] = _is_in(uris.take(pa.array(suspects)), self._strings(self._places[place]))
                 left = left[~held[left]]
         return held
 
     def _read(self, place: str) -> Hashes:
-        return np.unique(hash_uris(self._strings(place)))
+        found = [np.zeros(0, np.uint64)]
+        for path in self._places[place]:
+            try:
+                found.append(hash_uris(self._strings([path])))
+            except FileGone:
+                if not self._may_go:
+                    raise
+        return np.unique(np.concatenate(found))
 
-    def _strings(self, place: str) -> pa.ChunkedArray:
-        return read_uris(self._lake, self._places[place], self._on_bad).drop_null()
+    def _strings(self, paths: Sequence[str]) -> pa.ChunkedArray:
+        return read_uris(self._lake, paths, self._on_bad).drop_null()
 
 
 def every_hash(hashes: Hashes) -> Hashes:

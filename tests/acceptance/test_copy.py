@@ -165,7 +165,7 @@ import sys
 from datasets import leases
 leases.LEASE_SECONDS, leases.RENEW_SECONDS, leases.SURE_SECONDS = 4.0, 0.5, 2.0
 from cli.__main__ import main
-main(sys.argv[1:])
+sys.exit(main(sys.argv[1:]))
 """
 
 

@@ -18,7 +18,7 @@ from actors.integrations import resolve
 from backfill.copy import Copied, copy
 from backfill.scope import BadFiles
 from datasets import leases, uri_index
-from datasets.errors import BackfillError, ConfigError
+from datasets.errors import BackfillError, ConfigError, FileGone
 from datasets.lake import Lake
 from datasets.uri_index import UriIndex, every_hash, repeated_hashes
 from tests.s3_server import BUCKET, Endpoint
@@ -211,6 +211,13 @@ def test_an_index_holds_16_bytes_a_row_at_the_most(tmp_path: Path) -> None:
     assert index.holds(asked, ["0", "no place"]).tolist() == [False, False, True]
     assert index.holds(asked, []).tolist() == [False, False, False]
     assert index.holds(asked.slice(0, 0), places).tolist() == []
+    (tmp_path / "x" / "1.parquet").unlink()
+    with pytest.raises(FileGone, match=r"1\.parquet was removed"):
+        UriIndex(lake, places, every_hash)
+    left = UriIndex(lake, places, every_hash, may_go=True)
+    assert left.holds(asked, places).tolist() == [True, False, True]
+    with pytest.raises(FileGone, match=r"1\.parquet was removed"):
+        index.holds(pa.chunked_array([["at://did:plc:x/1-7"]]), places)
     none: Mapping[str, Sequence[str]] = {}
     assert UriIndex(lake, none, every_hash).holds(asked, none).tolist() == [False] * 3
 
