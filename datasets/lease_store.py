@@ -72,24 +72,27 @@ class S3Store:
     def __init__(self, root: str, endpoint: str | None, region: str) -> None:
         import botocore.session
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
 
         self._root = root
         self._bucket, _, self._prefix = root.removeprefix("s3://").partition("/")
         self._conditional: bool | None = None
-        self._client = botocore.session.get_session().create_client(
-            "s3",
-            region_name=region,
-            endpoint_url=endpoint,
-            config=Config(
-                connect_timeout=5,
-                read_timeout=5,
-                retries={"mode": "standard", "total_max_attempts": 2},
-                s3={"addressing_style": "path" if endpoint else "auto"},
-                # Stores other than Amazon's refuse the checksums that are sent by default.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
+        config = Config(
+            connect_timeout=5,
+            read_timeout=5,
+            retries={"mode": "standard", "total_max_attempts": 2},
+            s3={"addressing_style": "path" if endpoint else "auto"},
+            # Stores other than Amazon's refuse the checksums that are sent by default.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
         )
+        if endpoint and "://" not in endpoint:
+            endpoint = f"https://{endpoint}"  # as pyarrow takes it
+        try:
+            session = botocore.session.get_session()
+            self._client = session.create_client("s3", region_name=region, endpoint_url=endpoint, config=config)
+        except (BotoCoreError, ValueError) as error:
+            raise ConfigError(f"cannot reach {root}: {error}; check the AWS_ variables and ~/.aws/config") from error
 
     def put(self, path: str, body: bytes, if_match: str | None = None) -> bool:
         if if_match is None or self._conditional is False:

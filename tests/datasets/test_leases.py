@@ -415,6 +415,28 @@ def test_what_s3_refuses_is_one_sentence(
     lease_store._open.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("AWS_PROFILE", "nobody", r"cannot reach s3://b/x: .*nobody.*; check the AWS_ variables"),
+        ("AWS_ENDPOINT_URL", "http://", r"cannot reach s3://b/x: .*; check the AWS_ variables"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_sentence(
+    name: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    lease_store._open.cache_clear()
+    with pytest.raises(ConfigError, match=sentence):
+        s3_store(Lake("s3://b/x"))
+
+
+def test_an_endpoint_needs_no_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "storage.example.org:9000")
+    store = s3_store(Lake("s3://b/x"))
+    assert store._client.meta.endpoint_url == "https://storage.example.org:9000"  # type: ignore[attr-defined]
+
+
 def test_an_endpoint_that_is_down_is_one_sentence(s3: Endpoint, tmp_path: Path) -> None:
     store = s3_store(Lake(f"s3://{BUCKET}/{tmp_path.name}"))
     with s3.down(), pytest.raises(ConfigError, match="S3 asks to slow down"):
