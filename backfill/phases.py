@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import TextIO
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from datasets.errors import BadFile, ConfigError
 from datasets.lake import Lake
 from datasets.locks import Lock
 from datasets.mirror import OnFill, fill
-from datasets.posts import Selection, Sources, read_part, select
+from datasets.posts import Part, Selection, Sources, read_part, select
 
 
 def run_queued(
@@ -41,9 +42,10 @@ def run_queued(
     def find(on_found: Callable[[], None]) -> Mapping[str, Selection]:
         return {integration.name: _queued(place.lake, integration, after, limit, on_found) for integration in chosen}
 
-    def remove_done() -> None:
+    def remove_done(locks: Mapping[str, Lock]) -> None:
         for integration in chosen:
-            _remove_done(place.lake, integration, after)
+            if integration.name in locks:
+                _remove_done(place.lake, integration, after, locks[integration.name].ensure)
 
     policy = FlushPolicy(place.config.run.flush_rows, place.config.run.flush_seconds, never=True)
     selection = {
@@ -67,8 +69,18 @@ def _queued(
     limit: int | None,
     on_found: Callable[[], None] = lambda: None,
 ) -> Selection:
+    return _unlabelled_of(lake, integration, queues.queued_posts(lake, integration.name, after), limit, on_found)
+
+
+def _unlabelled_of(
+    lake: Lake,
+    integration: Integration,
+    segments: Mapping[str, Sequence[str]],
+    limit: int | None = None,
+    on_found: Callable[[], None] = lambda: None,
+) -> Selection:
     excluded = unlabelled(lake, [integration], retry_rejected=False)
-    sources = Sources(queues.queued_posts(lake, integration.name, after))
+    sources = Sources(segments)
     return select(lake, sources, excluded, limit=limit, on_bad=_raise_not_queued, on_found=on_found)[integration.name]
 
 
@@ -79,15 +91,21 @@ def _raise_not_queued(error: BadFile) -> None:
     ) from error
 
 
-def _remove_done(lake: Lake, integration: Integration, after: datetime | None) -> None:
-    """Keeps of each segment what would be labelled next time: passing failures, and what was over the limit."""
-    left: dict[str, list[pa.Table]] = {}
-    for part in _queued(lake, integration, after, None).parts:
-        left.setdefault(part.path, []).extend(read_part(lake, part))
-    for segments in queues.queued_posts(lake, integration.name, after).values():
-        for segment in segments:
-            posts = left.get(segment)
-            queues.requeue(lake, integration.name, segment, pa.concat_tables(posts) if posts else None)
+def _remove_done(
+    lake: Lake, integration: Integration, after: datetime | None, ensure: Callable[[], None] = lambda: None
+) -> None:
+    """Keeps of each segment what would be labelled next time: passing failures, and what was over the limit.
+
+    Of the segments that are there now: what is enqueued meanwhile stays. One of them is in memory at a time.
+    """
+    segments = queues.queued_posts(lake, integration.name, after)
+    left: dict[str, list[Part]] = {}
+    for part in _unlabelled_of(lake, integration, segments).parts:
+        left.setdefault(part.path, []).append(part)
+
+    for segment in chain.from_iterable(segments.values()):
+        posts = [table for part in left.get(segment, ()) for table in read_part(lake, part)]
+        queues.requeue(lake, integration.name, segment, pa.concat_tables(posts) if posts else None, ensure)
 
 
 @dataclass(frozen=True)
@@ -117,9 +135,10 @@ def write(place: Workspace, chosen: Sequence[Integration], bad_files: BadFiles |
     with ExitStack() as stack:
         for integration in chosen:
             labels = integration.labels
-            stack.enter_context(Lock(place.lake, integration.name, "run", run_id))
-            waiting = [f"{labels.queue}/{name}.parquet" for name in store.staged(place.lake, labels)]
-            moved[integration.name] = sum(map(place.lake.num_rows, waiting))
+            lock = stack.enter_context(Lock(place.lake, integration.name, "run", run_id))
+            waiting = store.count_staged(place.lake, labels, store.staged(place.lake, labels))
+            moved[integration.name] = sum(waiting.values())
+            lock.ensure()
             LabelBuffer(place.lake, integration.name, run_id, place.database_url, policy).close()
         database = stack.enter_context(closing(open_database(place.database_url)))
         for integration in chosen:
@@ -134,7 +153,12 @@ def clear(place: Workspace, chosen: Sequence[Integration], kinds: Sequence[queue
     cleared = {}
     for integration in chosen:
         name, run_id = integration.name, new_run_id()
-        with Lock(place.lake, name, "run", run_id), Lock(place.lake, name, "buffer", run_id, 60.0):
+        with Lock(place.lake, name, "run", run_id) as run, Lock(place.lake, name, "buffer", run_id, 60.0) as buffer:
+
+            def ensure(locks: Sequence[Lock] = (run, buffer)) -> None:
+                for lock in locks:
+                    lock.ensure()
+
             for kind in kinds:
-                cleared[queues.folder(kind, integration.name)] = queues.clear(place.lake, kind, integration.name)
+                cleared[queues.folder(kind, name)] = queues.clear(place.lake, kind, name, ensure)
     return cleared

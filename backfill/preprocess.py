@@ -2,7 +2,8 @@
 
 A post goes under the date of its `created_at`, and is left out where its text is blank or its URI
 is in that partition already. Running it again adds nothing, and after a kill the rest. It adds
-only: a post that was deleted from its repository stays among the preprocessed ones.
+only: a post that was deleted from its repository stays among the preprocessed ones. On S3, one that
+was stopped for long and overtaken by another takes back what it was writing.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ from backfill.scope import BadFiles
 from backfill.status_line import StatusLine
 from datasets.errors import BadFile, ConfigError
 from datasets.lake import POSTS, Lake, partition_date
-from datasets.locks import Lock
+from datasets.locks import Lock, writing
 from datasets.posts import read_uris
-from datasets.queues import digest
 from datasets.raw_records import RAW
 from datasets.schemas import PARTITION_DATE
 from pds.syntax import utc_date
@@ -67,10 +67,11 @@ def preprocess(
             files.setdefault(day, []).extend(paths)
     result = PreprocessResult()
     progress = StatusLine(stream)
-    with Lock(lake, POSTS, "run", new_run_id()), closing(progress):
+    run_id = new_run_id()
+    with Lock(lake, POSTS, "run", run_id) as lock, closing(progress):
         for day, paths in sorted(files.items()):
             progress.show(f"{day}: {result.read:,} raw posts read, {sum(result.written.values()):,} new ones written")
-            posts = _NewPosts(lake, result)
+            posts = _NewPosts(lake, result, lock, f"{run_id}-{day}")
             for path in paths:
                 try:
                     for batch in lake.read(path, _READ, _OPTIONAL):
@@ -84,8 +85,9 @@ def preprocess(
 class _NewPosts:
     """What one raw partition brings. Nearly all of it belongs to one date, a file of others' may have more."""
 
-    def __init__(self, lake: Lake, result: PreprocessResult) -> None:
-        self._lake, self._result = lake, result
+    def __init__(self, lake: Lake, result: PreprocessResult, lock: Lock, name: str) -> None:
+        self._lake, self._result, self._lock, self._name = lake, result, lock, name
+        self._files = 0
         self._known: dict[str, list[pa.Array]] = {}
         self._pending: dict[str, list[pa.RecordBatch]] = {}
         self._rows = 0
@@ -122,9 +124,10 @@ class _NewPosts:
         for day, batches in self._pending.items():
             posts = pa.Table.from_batches(batches)
             posts = posts.append_column("preprocessing_timestamp", pa.repeat(pa.scalar(now), len(posts)))
-            name = digest([day, *sorted(posts["uri"].to_pylist())])
-            path = f"{POSTS}/cache/{PARTITION_DATE}={day}/preprocessed-{name}.parquet"
-            self._lake.write_parquet(path, posts.select(_WRITTEN.names))
+            self._files += 1
+            path = f"{POSTS}/cache/{PARTITION_DATE}={day}/preprocessed-{self._name}-{self._files}.parquet"
+            with writing(self._lake, path, [self._lock]):
+                self._lake.write_parquet(path, posts.select(_WRITTEN.names))
             self._result.written[day] += len(posts)
         self._pending, self._rows = {}, 0
 

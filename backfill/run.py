@@ -90,10 +90,12 @@ def label_all(
     command: str,
     selection: Mapping[str, Any],
     stream: TextIO,
-    after: Callable[[], None] = lambda: None,
+    after: Callable[[Mapping[str, Lock]], None] = lambda _: None,
     dates: Dates = ALL_DATES,
 ) -> RunResult:
     """Labels what `find` finds, then does `after`, while the integrations are locked for the partition dates.
+
+    `after` is given the locks, by the names of the integrations.
 
     Everything that may refuse does so before anything is touched.
     """
@@ -109,15 +111,14 @@ def label_all(
         "versions": {"python": platform.python_version(), "ray": version("ray"), "pyarrow": version("pyarrow")},
     }
     with ExitStack() as stack:
-        for integration in chosen:
-            stack.enter_context(Lock(place.lake, integration.name, "run", run_id, dates=dates))
+        locks = {i.name: stack.enter_context(Lock(place.lake, i.name, "run", run_id, dates=dates)) for i in chosen}
         for integration in chosen:
             _recover(place, integration, run_id, dates)
         progress = stack.enter_context(Progress(stream, result.tallies))
         _note_run(place, record, progress)
         try:
             _label_found(place, chosen, find, policy, result, progress, dates)
-            after()
+            after(locks)
         except Exception:
             with suppress(BackfillError):
                 _note_run(place, record, progress, _counts(result), 1)

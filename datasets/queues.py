@@ -10,14 +10,14 @@ selecting and clearing need, so neither reads a payload.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
 import pyarrow as pa
 
-from datasets.errors import BadFile, FileGone
-from datasets.lake import Lake
+from datasets.errors import BadFile, ConfigError, FileGone
+from datasets.lake import Lake, partition_date
 from datasets.posts import OnBadFile, raise_bad_file
 from datasets.schemas import PARTITION_DATE
 
@@ -51,19 +51,31 @@ def enqueue(lake: Lake, integration: str, posts: pa.Table, enqueued_at: datetime
 
 
 def queued_posts(lake: Lake, integration: str, since: datetime | None = None) -> Mapping[str, list[str]]:
-    """Partition date → segments of the input queue, oldest first; with `since`, those enqueued then or later."""
+    """Partition date → segments of the input queue, oldest first; with `since`, those enqueued then or later.
+
+    Raises ConfigError for a file that is none of the queue's.
+    """
     found: dict[str, list[str]] = {}
     for path in lake.files(folder("input", integration)):
-        stamp, day = _read_name(path)
+        stamp, day = _read_name(lake, path)
         if since is None or stamp >= since:
             found.setdefault(day, []).append(path)
     return dict(sorted(found.items()))
 
 
-def requeue(lake: Lake, integration: str, segment: str, posts: pa.Table | None) -> None:
-    """Replaces a segment by what is left of it, enqueued at the same time; by nothing where nothing is left."""
-    left = enqueue(lake, integration, posts, _read_name(segment)[0]) if posts is not None and len(posts) else None
+def requeue(
+    lake: Lake, integration: str, segment: str, posts: pa.Table | None, ensure: Callable[[], None] = lambda: None
+) -> None:
+    """Replaces a segment by what is left of it, enqueued at the same time; by nothing where nothing is left.
+
+    `ensure` is called before each write and deletion, and raises where the caller may not any more.
+    """
+    left = None
+    if posts is not None and len(posts):
+        ensure()
+        left = enqueue(lake, integration, posts, _read_name(lake, segment)[0])
     if left != segment:
+        ensure()
         lake.delete(segment)
 
 
@@ -80,17 +92,33 @@ def count(lake: Lake, kind: Kind, integration: str, on_bad: OnBadFile = raise_ba
     return rows
 
 
-def clear(lake: Lake, kind: Kind, integration: str) -> int:
-    """Deletes a queue's segments and what belongs to them, by name; the number of segments."""
+def clear(lake: Lake, kind: Kind, integration: str, ensure: Callable[[], None] = lambda: None) -> int:
+    """Deletes a queue's segments and what belongs to them, by name; the number of segments.
+
+    `ensure` is called before each deletion, and raises where the caller may not any more.
+    """
     where = folder(kind, integration)
     segments = lake.files(where)
     # Records of flushes first: one that outlived its segments would speak of segments to come.
     for path in lake.files(where, ".json") + segments:
+        ensure()
         lake.delete(path)
+    ensure()
     lake.sweep(where)
     return len(segments)
 
 
-def _read_name(path: str) -> tuple[datetime, str]:
-    stamp, rest = path.rpartition("/")[2].split("-", 1)
-    return datetime.strptime(stamp, _STAMP).replace(tzinfo=UTC), rest[:10]
+def _read_name(lake: Lake, path: str) -> tuple[datetime, str]:
+    """When a segment was enqueued, and the partition date of its posts."""
+    stamp, _, rest = path.rpartition("/")[2].partition("-")
+    try:
+        at = datetime.strptime(stamp, _STAMP).replace(tzinfo=UTC)
+    except ValueError:
+        at = None
+    day = partition_date(f"{PARTITION_DATE}={rest[:10]}")
+    if at is None or day is None:
+        raise ConfigError(
+            f"{lake.show(path)} is not a segment of the input queue (its name has no time and partition date); "
+            "move it elsewhere, and enqueue its posts with --add-to-queue"
+        )
+    return at, day

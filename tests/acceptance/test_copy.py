@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -61,9 +63,12 @@ def test_a_copy_to_s3_and_back_has_the_same_bytes_and_a_second_one_does_nothing(
     assert code == 0, stderr
     assert (counts[VALENCE]["files"], counts[VALENCE]["rows"], counts[IME]["rows"]) == (6, 120, 10)
     assert copy(bucket, two, "-i", "v")[1][VALENCE] == counts[VALENCE]
-    copied = [path.relative_to(two) for path in two.rglob("*.parquet")]
-    assert len(copied) == 6
-    assert all((two / path).read_bytes() == (one / path).read_bytes() for path in copied)
+    copied = {root: sorted((p.parent, p.read_bytes()) for p in root.rglob("*.parquet")) for root in (one, two)}
+    bytes_of = {
+        root: [(p.relative_to(root), b) for p, b in files if VALENCE in p.parts] for root, files in copied.items()
+    }
+    assert len(bytes_of[two]) == 6
+    assert bytes_of[two] == bytes_of[one]
     again = copy(one, bucket)[1]
     assert (again[VALENCE]["files"], again[VALENCE]["rows"], again[VALENCE]["already"]) == (0, 0, 120)
 
@@ -153,6 +158,39 @@ def test_a_copy_that_reads_back_wrong_is_removed(tmp_path: Path, monkeypatch: py
         copy_labels(Lake(str(one)), Lake(str(two)), [resolve("v")], None, None, BadFiles(), io.StringIO())
     assert list(two.rglob("*.parquet")) == []
     shutil.rmtree(two)
+
+
+SHORT_LEASES = """
+import sys
+from datasets import leases
+leases.LEASE_SECONDS, leases.RENEW_SECONDS, leases.SURE_SECONDS = 4.0, 0.5, 2.0
+from cli.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("s3")
+def test_a_copy_that_was_stopped_until_another_took_over_ends_and_doubles_nothing(tmp_path: Path) -> None:
+    """As a machine that is suspended: wherever it is stopped, each post has one row when it has ended."""
+    one = tmp_path / "one"
+    uris = fill(one, 40, 5)
+    for number, files in enumerate((1, 7, 20, 33)):
+        target = f"s3://{BUCKET}/{tmp_path.name}-{number}"
+        command = [sys.executable, "-c", SHORT_LEASES, "copy", "--from", str(one), "--to", target, "-i", "v"]
+        stopped = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while sum(map(len, Lake(target).partitions(VALENCE).values())) < files:
+            assert stopped.poll() is None
+            assert time.monotonic() < deadline
+        stopped.send_signal(signal.SIGSTOP)
+        other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        stopped.send_signal(signal.SIGCONT)
+        stderr = stopped.communicate(timeout=60)[1]
+        assert other.returncode == 0, other.stderr
+        assert (stopped.returncode, f"another run has taken over {VALENCE}" in stderr) == (1, True), stderr
+        found = {day: [uri for uri, _ in rows] for day, rows in labels(target).items()}
+        assert found == {day: sorted(these) for day, these in uris.items()}
 
 
 @pytest.mark.long

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from backfill import preprocess as module
-from backfill.config import workspace
+from backfill.config import Workspace, workspace
 from backfill.preprocess import PreprocessResult, preprocess
 from backfill.scope import BadFiles, Scope, find_posts
+from datasets import leases
 from datasets.errors import BadFile, ConfigError
-from datasets.posts import no_uris
+from datasets.lake import POSTS, Lake
+from datasets.posts import no_uris, read_uris
 from datasets.raw_records import record_schema
+from tests.s3_server import BUCKET, Endpoint
 from tests.support import make_uri, write_posts
 
 
@@ -127,6 +131,42 @@ def test_a_kill_between_files_loses_and_doubles_nothing(tmp_path: Path) -> None:
             path.unlink()
         run(tmp_path)
         assert found(tmp_path) == whole
+
+
+@dataclass(frozen=True)
+class Watched(Lake):
+    """Calls back before it writes posts."""
+
+    on_write: Callable[[], None] = field(default=lambda: None)
+
+    def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
+        if path.endswith(".parquet"):
+            self.on_write()
+        super().write_bytes(path, data)
+
+
+def test_one_that_was_overtaken_leaves_no_doubles(
+    s3: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between asking for its lock and writing, until another has done all and ended."""
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 1000.0)
+    monkeypatch.setattr(leases, "SURE_SECONDS", 0.5)
+    lake = Lake(f"s3://{BUCKET}/{tmp_path.name}")
+    days = ["2024-10-01", "2024-10-02", "2024-10-03"]
+    for n, day in enumerate(days):
+        path = raw(tmp_path, "post", day, [entry(n * 10 + m, day) for m in range(5)])
+        lake.write_bytes(str(path.relative_to(tmp_path)), path.read_bytes())
+    writes = iter(range(10))
+
+    def overtake() -> None:
+        if next(writes) == 1:
+            preprocess(Workspace(lake, ""), None, None, BadFiles(), io.StringIO())
+
+    with pytest.raises(ConfigError, match="another run has taken over preprocessed_posts"):
+        preprocess(Workspace(Watched(lake.root, on_write=overtake), ""), None, None, BadFiles(), io.StringIO())
+    posts = [(day, uri) for day, paths in lake.partitions(POSTS).items() for uri in read_uris(lake, paths).to_pylist()]
+    assert sorted(posts) == sorted((day, make_uri(n * 10 + m)) for n, day in enumerate(days) for m in range(5))
 
 
 def test_files_of_a_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

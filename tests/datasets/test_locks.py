@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets import locks
+from datasets import leases
 from datasets.errors import ConfigError
 from datasets.lake import Lake
 from datasets.locks import Lock, live_runs
@@ -19,9 +19,9 @@ from tests.support import ROOT
 
 HOLD = """
 import sys, time
-from datasets import locks
+from datasets import leases, locks
 from datasets.lake import Lake
-locks.LEASE_SECONDS, locks._RENEW_SECONDS, locks._SURE_SECONDS = map(float, sys.argv[2:])
+leases.LEASE_SECONDS, leases.RENEW_SECONDS, leases.SURE_SECONDS = map(float, sys.argv[2:])
 lock = locks.Lock(Lake(sys.argv[1]), "x", "run", "the-other-run")
 print("held", flush=True)
 time.sleep(60)
@@ -34,8 +34,8 @@ def lake(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     if request.param == "folder":
         return Lake(str(tmp_path))
     request.getfixturevalue("s3")
-    for name, value in zip(("LEASE_SECONDS", "_RENEW_SECONDS", "_SURE_SECONDS"), SECONDS, strict=True):
-        monkeypatch.setattr(locks, name, value)
+    for name, value in zip(("LEASE_SECONDS", "RENEW_SECONDS", "SURE_SECONDS"), SECONDS, strict=True):
+        monkeypatch.setattr(leases, name, value)
     return Lake(f"s3://{BUCKET}/{tmp_path.name}")
 
 
@@ -61,7 +61,7 @@ def test_another_process_is_refused_with_the_holders_name_until_it_dies(
     holder.wait()
     started = time.monotonic()
     Lock(lake, "x", "run", "mine").release()
-    assert time.monotonic() - started < 2 * locks.LEASE_SECONDS
+    assert time.monotonic() - started < 2 * leases.LEASE_SECONDS
 
 
 def test_a_released_lock_can_be_taken_again(lake: Lake) -> None:
@@ -118,15 +118,15 @@ def test_of_several_that_try_at_once_one_holds_it_at_a_time(lake: Lake, tmp_path
 
 @pytest.fixture
 def s3_lake(s3: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
-    for name, value in zip(("LEASE_SECONDS", "_RENEW_SECONDS", "_SURE_SECONDS"), SECONDS, strict=True):
-        monkeypatch.setattr(locks, name, value)
+    for name, value in zip(("LEASE_SECONDS", "RENEW_SECONDS", "SURE_SECONDS"), SECONDS, strict=True):
+        monkeypatch.setattr(leases, name, value)
     return Lake(f"s3://{BUCKET}/{tmp_path.name}")
 
 
 def test_a_stopped_holder_may_not_write_once_another_has_taken_its_lease(
     s3_lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "_RENEW_SECONDS", 1000.0)  # as one that sleeps
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 1000.0)  # as one that sleeps
     stopped = Lock(s3_lake, "x", "run", "stopped")
     stopped.ensure()
     with Lock(s3_lake, "x", "run", "next"), pytest.raises(ConfigError, match="another run has taken over x"):
@@ -137,10 +137,10 @@ def test_a_stopped_holder_may_not_write_once_another_has_taken_its_lease(
 def test_a_holder_that_was_cut_off_goes_on_where_nobody_took_its_lease(
     s3_lake: Lake, s3: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "_RENEW_SECONDS", 1000.0)
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 1000.0)
     lock = Lock(s3_lake, "x", "run", "mine")
     with s3.down():
-        time.sleep(locks.LEASE_SECONDS + 1)
+        time.sleep(leases.LEASE_SECONDS + 1)
     lock.ensure()
     assert [path for path in s3_lake.modified(".locks/x", ".lock") if "run" in path]
     lock.release()

@@ -4,8 +4,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
 from datasets import queues
+from datasets.errors import ConfigError
 from datasets.lake import Lake
 from datasets.schemas import POST_SCHEMA
 from tests.support import DAY, make_uri, post
@@ -67,6 +69,44 @@ def test_a_half_written_segment_is_never_seen(tmp_path: Path) -> None:
     queues.enqueue(lake, "x", table(range(5)), NOW)
     (tmp_path / "queues/input/x" / ".20261101T120000Z-2024-10-01-ff.parquet.aside-0badcafe").write_bytes(b"PAR1 half")
     assert queues.count(lake, "input", "x") == 5
+
+
+@pytest.mark.parametrize(
+    "name", ["notes", "part-0", "20261101T120000Z", "20261101T120000Z-2024-13-01-ff", "2026-2024-10-01-ff"]
+)
+def test_a_file_that_is_none_of_the_queues_is_named(tmp_path: Path, name: str) -> None:
+    lake = Lake(str(tmp_path))
+    segment = queues.enqueue(lake, "x", table(range(5)), NOW)
+    stray = tmp_path / "queues/input/x" / f"{name}.parquet"
+    stray.write_bytes((tmp_path / segment).read_bytes())
+    with pytest.raises(
+        ConfigError, match=rf"{name}\.parquet is not a segment of the input queue .*; move it elsewhere"
+    ):
+        queues.queued_posts(lake, "x")
+    stray.unlink()
+    assert queues.queued_posts(lake, "x") == {DAY: [segment]}
+
+
+def test_a_caller_that_may_not_write_any_more_deletes_nothing(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    for day in (DAY, "2024-10-02"):
+        queues.enqueue(lake, "x", table(range(5), day), NOW)
+    asked = iter([True, False])
+
+    def ensure() -> None:
+        if not next(asked):
+            raise ConfigError("taken over")
+
+    with pytest.raises(ConfigError, match="taken over"):
+        queues.clear(lake, "input", "x", ensure)
+    [[left]] = queues.queued_posts(lake, "x").values()
+    asked = iter([False])
+    with pytest.raises(ConfigError, match="taken over"):
+        queues.requeue(lake, "x", left, table(range(2), "2024-10-02"), ensure)
+    asked = iter([True, False])
+    with pytest.raises(ConfigError, match="taken over"):
+        queues.requeue(lake, "x", left, table(range(2), "2024-10-02"), ensure)
+    assert queues.count(lake, "input", "x") == 5 + 2, "a post twice in the queue is labelled once; none is lost"
 
 
 def test_digest_tells_lists_apart() -> None:
