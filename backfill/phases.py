@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import TextIO
@@ -117,7 +117,7 @@ class Written:
 
     moved: int
     in_database: int
-    nameless: Mapping[str, int]
+    nameless: Mapping[str, int] = field(default_factory=dict)
 
 
 def write(place: Workspace, chosen: Sequence[Integration], bad_files: BadFiles | None = None) -> dict[str, Written]:
