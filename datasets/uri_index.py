@@ -39,6 +39,9 @@ class UriIndex:
         *,
         may_go: bool = False,
     ) -> None:
+        # Here, because threads that import it first, some of them from within pyarrow, can block each other for ever.
+        import pandas as pd  # noqa: F401 - `_hash` needs it, and pyarrow does for `to_numpy`
+
         self._lake, self._places, self._on_bad, self._may_go = lake, places, on_bad, may_go
         with ThreadPoolExecutor(_THREADS) as threads:
             self._hashes = dict(zip(places, threads.map(self._read, places), strict=True))
