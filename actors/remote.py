@@ -59,7 +59,11 @@ class Api(Protocol):
         """What the request will count for, about; 0 where tokens are not counted."""
 
     def judge(self, status: int, body: bytes) -> None:
-        """What an HTTP status of 300 to 499 means. Raises RejectedPost, RetryableError or FatalError."""
+        """What an HTTP status of 300 to 499 means. Raises RejectedPost, RetryableError or FatalError.
+
+        It depends on nothing else: a kept answer is judged again. Where a refusal may be of the post or
+        of every request, that is a DoubtfulRefusal.
+        """
 
     def parse(self, body: bytes, number: int, count: int) -> Mapping[str, Any]:
         """The labels of post `number` of `count`. Raises MalformedError where the answer has none."""
@@ -86,6 +90,17 @@ class Remote:
         return f"Remote({self.api.model})"
 
 
+class DoubtfulRefusal(RejectedPost):
+    """A refusal of the post; or where nothing has worked yet, perhaps of every request, as `otherwise` then says."""
+
+    def __init__(self, reason: str, otherwise: str) -> None:
+        super().__init__(reason, otherwise)
+        self.reason, self.otherwise = reason, otherwise
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 class MalformedError(RetryableError):
     """An answer that does not answer."""
 
@@ -94,3 +109,8 @@ class MalformedError(RetryableError):
 
     def __reduce__(self) -> tuple[type, tuple[str]]:
         return type(self), (self.message,)
+
+
+def readable(text: str, most: int = 200) -> str:
+    """Words of the other side, at most so many characters, as they can be shown and stored."""
+    return " ".join(text[:most].encode("utf-8", "replace").decode().split())
