@@ -41,6 +41,8 @@ _CLAIM_POLL = 0.2
 _PASSING = (408, 425, 429)
 # Nobody refuses this for what it says: where it is refused, so is everything.
 _HARMLESS = "Good morning, everyone!"
+# So many refusals in a row, that may be of every request, and it is asked about that once more.
+_REFUSALS = 10
 
 
 @dataclass(eq=False)
@@ -61,15 +63,15 @@ def connect(remote: Remote, integration: str, store: StoreAddress) -> ApiClassif
     return ApiClassifier(remote.api, remote.limits, slots, Answers(store_calls(store), store.scope, actor))
 
 
-def connect_here(remote: Remote) -> ApiClassifier:
-    """In this process, without a cluster: the machine's limiter, and answers kept for as long as it runs."""
+def connect_here(remote: Remote, answers: Answers | None = None) -> ApiClassifier:
+    """In this process, without a cluster: the machine's limiter, and if not said otherwise, answers in memory."""
     limiter = Limiter(limiter_name(remote.endpoint, remote.credential))
 
     async def call(method: str, *arguments: Any, **named: Any) -> Any:
         return getattr(limiter, method)(*arguments, **named)
 
     slots = Slots(call, remote.quota, "here", "here")
-    return ApiClassifier(remote.api, remote.limits, slots, MemoryAnswers())
+    return ApiClassifier(remote.api, remote.limits, slots, answers or MemoryAnswers())
 
 
 class ApiClassifier:
@@ -95,6 +97,8 @@ class ApiClassifier:
         self._in_flight = 0
         self._landed = asyncio.Event()
         self._works = False  # an answer has come: until then, one request at a time finds out what is wrong
+        self._refusals = 0  # that may be of every request, without a success in between
+        self._proving = asyncio.Lock()
         self._over: BackfillError | None = None  # why nothing more is asked
         self._failing_since: float | None = None
         self._failures = 0
@@ -237,7 +241,7 @@ class ApiClassifier:
             labels = [read(self._api, answer) for answer in kept.values()]
             await self._answers.put(kept)
         except RejectedPost as error:
-            if isinstance(error, DoubtfulRefusal) and not self._works:
+            if isinstance(error, DoubtfulRefusal):
                 await self._prove(error, counts)
             self._answered()
             if count == 1:
@@ -247,18 +251,27 @@ class ApiClassifier:
             if used:
                 await self._slots.settle(used.total() - self._api.tokens(request.texts))
         self._answered()
+        self._refusals = 0
         return labels
 
     async def _prove(self, refusal: DoubtfulRefusal, counts: Counter[str]) -> None:
-        """Asks about a text that nobody refuses. Raises FatalError where that is refused like the post was."""
-        slot = await self._slots.wait(1, self._api.tokens([_HARMLESS]))
-        counts["calls"] += 1
-        status, body = await self._post(self._api.call([_HARMLESS]), slot)
-        if status >= 300:
-            try:
-                self._api.judge(status, body)
-            except RejectedPost:
-                raise FatalError(refusal.otherwise) from refusal
+        """Returns where the refusal is of the post. Raises FatalError where a harmless text is refused too."""
+        self._refusals += 1
+        async with self._proving:
+            if self._over is not None:
+                raise self._over
+            if self._works and self._refusals < _REFUSALS:
+                return
+            slot = await self._slots.wait(1, self._api.tokens([_HARMLESS]))
+            counts["calls"] += 1
+            status, body = await self._post(self._api.call([_HARMLESS]), slot)
+            if status >= 300:
+                try:
+                    self._api.judge(status, body)
+                except RejectedPost:
+                    self._over = FatalError(refusal.otherwise)
+                    raise self._over from refusal
+            self._refusals = 0
 
     async def _post(self, call: Call, slot: Slot) -> tuple[int, bytes]:
         """HTTP status and body. Raises RetryableError for what passes."""
