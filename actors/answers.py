@@ -31,7 +31,7 @@ class Answers:
         self._sending: asyncio.Task[None] | None = None
 
     async def claim(self, keys: Sequence[str]) -> Claim:
-        claim: Claim = await self._call("claim", keys, self._asker)
+        claim: Claim = await self._call("claim", keys, self._asker, token_hex(8))
         self._claimed.update(claim.mine)
         if self._claimed and self._heartbeat is None:
             self._heartbeat = asyncio.create_task(self._stay_alive())

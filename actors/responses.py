@@ -41,6 +41,9 @@ class Asker:
     scope: RunScope = field(default_factory=RunScope)
 
 
+_NOBODY = Asker()
+
+
 @dataclass(frozen=True)
 class Claim:
     """`known` are answered; `mine` are for the caller to ask; the rest are being asked by another.
@@ -83,9 +86,10 @@ class ResponseStore:
     ) -> None:
         self._path, self._end, self._silent_seconds, self._clock, self._wall = path, end, silent_seconds, clock, wall
         self._connection: sqlite3.Connection | None = None
-        self._claims: dict[str, str] = {}  # key → actor
+        self._claims: dict[str, tuple[str, str | None]] = {}  # key → actor, and which claim of it
         self._actors: dict[str, tuple[float, str]] = {}  # → when it was last heard, its life
         self._runs: dict[str, float] = {}  # → when it was last heard
+        self._left: set[str] = set()
         self._heard = clock()  # anybody
         self._committing = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
@@ -101,6 +105,7 @@ class ResponseStore:
         if staged:
             await self._commit(table.delete_staged, scope)
         self._runs.pop(scope.run_id, None)
+        self._left.add(scope.run_id)
         now = self._clock()
         others = sum(now - heard <= CLAIM_SECONDS for heard in self._runs.values())
         if not others and self._connection:
@@ -113,16 +118,15 @@ class ResponseStore:
         """Says that `asker` still is at work on what it has claimed, as every other call of it does."""
         self._hear(asker)
 
-    async def claim(self, keys: Sequence[str], asker: Asker = Asker()) -> Claim:
+    async def claim(self, keys: Sequence[str], asker: Asker = _NOBODY, number: str | None = None) -> Claim:
+        """The same `number` again is the same claim, which Ray repeats where it does not know whether it arrived."""
         self._hear(asker)
         known: dict[str, bytes] = {}
         mine: list[str] = []
         earlier: set[str] = set()
         used: list[tuple[Any, ...]] = []
         for key in keys:
-            row = self._database.execute(
-                "SELECT body, run, kind, first, last, used FROM responses WHERE key = ?", (key,)
-            ).fetchone()
+            row = self._find(key)
             if row:
                 known[key] = row[0]
                 kept_by_us, change = self._use(row[1:], asker.scope)
@@ -130,12 +134,23 @@ class ResponseStore:
                     earlier.add(key)
                 if change:
                     used.append((*change, key))
-            elif not self._is_claimed(key):
-                self._claims[key] = asker.actor
+            elif self._is_free(key, asker.actor, number):
+                self._claims[key] = asker.actor, number
                 mine.append(key)
         if used:
             await self._commit(table.note_use, used)
         return Claim(known, mine, frozenset(earlier) if asker.scope.retry_rejected else frozenset())
+
+    def _find(self, key: str) -> tuple[Any, ...] | None:
+        try:
+            return table.find(self._database, key)
+        except sqlite3.Error as error:
+            raise ConfigError(f"cannot read answers in {self._path} ({error}); check the disk") from error
+
+    def _is_free(self, key: str, asks: str, number: str | None) -> bool:
+        actor, claim = self._claims.get(key, (None, None))
+        gone = actor is None or self._clock() - self._actors[actor][0] > CLAIM_SECONDS
+        return gone or (number is not None and (actor, claim) == (asks, number))
 
     def _use(self, row: tuple[Any, ...], scope: RunScope) -> tuple[bool, tuple[str, str, str, float] | None]:
         """Whether a row is of this run, or of an unfinished one that this one covers; and what changes by its use."""
@@ -146,7 +161,7 @@ class ResponseStore:
         changed = after != (kind, first, last) or used < self._wall() - _USE_SECONDS
         return covered or run == scope.run_id, (*after, self._wall()) if changed else None
 
-    async def put(self, answers: Mapping[str, bytes], asker: Asker = Asker()) -> None:
+    async def put(self, answers: Mapping[str, bytes], asker: Asker = _NOBODY) -> None:
         """Durable when it returns."""
         self._hear(asker)
         owner = asker.scope.run_id, *asker.scope.covers, self._wall()
@@ -157,14 +172,14 @@ class ResponseStore:
         for key in answers:
             self._claims.pop(key, None)
 
-    async def give_back(self, keys: Sequence[str], asker: Asker = Asker()) -> None:
+    async def give_back(self, keys: Sequence[str], asker: Asker = _NOBODY) -> None:
         """Ends claims without an answer."""
         self._hear(asker)
         for key in keys:
-            if self._claims.get(key) == asker.actor:
+            if self._claims.get(key, ("",))[0] == asker.actor:
                 del self._claims[key]
 
-    async def forget(self, keys: Sequence[str], asker: Asker = Asker()) -> None:
+    async def forget(self, keys: Sequence[str], asker: Asker = _NOBODY) -> None:
         """Deletes answers of earlier runs. What was asked in this one stays: it is newer than what the caller saw."""
         self._hear(asker)
         await self._commit(table.forget, [(key, asker.scope.run_id) for key in keys])
@@ -172,15 +187,13 @@ class ResponseStore:
     def _hear(self, asker: Asker) -> None:
         now = self._clock()
         if self._actors.get(asker.actor, (0.0, asker.life))[1] != asker.life:
-            self._claims = {key: actor for key, actor in self._claims.items() if actor != asker.actor}
+            self._claims = {key: claim for key, claim in self._claims.items() if claim[0] != asker.actor}
         self._actors[asker.actor] = now, asker.life
-        self._runs[asker.scope.run_id] = self._heard = now
+        self._heard = now
+        if asker.scope.run_id not in self._left:  # an actor of it may outlive it by a moment
+            self._runs[asker.scope.run_id] = now
         if self._end and self._watching is None:
             self._watching = asyncio.create_task(self._watch())
-
-    def _is_claimed(self, key: str) -> bool:
-        actor = self._claims.get(key)
-        return actor is not None and self._clock() - self._actors[actor][0] <= CLAIM_SECONDS
 
     async def _watch(self) -> None:
         while self._clock() - self._heard <= self._silent_seconds:

@@ -118,6 +118,14 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+def find(database: sqlite3.Connection, key: str) -> tuple[Any, ...] | None:
+    """Body, run, kind, first, last, and when it was last used."""
+    found: tuple[Any, ...] | None = database.execute(
+        "SELECT body, run, kind, first, last, used FROM responses WHERE key = ?", (key,)
+    ).fetchone()
+    return found
+
+
 def insert(database: sqlite3.Connection, rows: Sequence[tuple[Any, ...]], sweep: bool) -> None:
     with _transaction(database):
         # Two Rays on one machine may have asked the same, for different posts.

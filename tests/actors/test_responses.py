@@ -282,6 +282,31 @@ def test_an_actor_is_heard_for_as_long_as_it_has_claims(tmp_path: Path) -> None:
     run(story())
 
 
+def test_a_claim_that_ray_repeats_is_the_same_claim(tmp_path: Path) -> None:
+    """Else its keys would be waited for by the actor that was to ask."""
+
+    async def story() -> None:
+        store, one, other = open_store(tmp_path), asker(MONTH, "one"), asker(MONTH, "other")
+        for _ in range(2):
+            assert await store.claim(["a", "b"], one, "first") == Claim({}, ["a", "b"])
+        assert await store.claim(["a"], one, "second") == Claim({}, [])
+        assert await store.claim(["a"], other, "first") == Claim({}, [])
+
+    run(story())
+
+
+def test_an_actor_that_outlives_its_run_does_not_keep_the_store_alive(tmp_path: Path) -> None:
+    async def story() -> None:
+        store = open_store(tmp_path)
+        await store.join("run-1")
+        await store.join("run-2")
+        assert await store.leave(MONTH, staged=True) == 1
+        await store.alive(asker(MONTH))
+        assert await store.leave(OTHER_DATES, staged=True) == 0
+
+    run(story())
+
+
 def test_answers_of_an_earlier_run_are_told_to_a_run_that_asks_again(tmp_path: Path) -> None:
     async def story() -> None:
         store = open_store(tmp_path)
