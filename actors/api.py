@@ -13,24 +13,21 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from actors.answers import Answers, MemoryAnswers
+from actors.clients import Clients, read_body
 from actors.integrations import Outcome
 from actors.limiter import Limiter, limiter_name
-from actors.remote import LONGEST_PAUSE, Api, Call, Limits, MalformedError, Remote, asked_to_wait
-from actors.responses import Claim, shared_store
+from actors.reading import asks_again, not_text, read, usage
+from actors.remote import LONGEST_PAUSE, Api, Call, DoubtfulRefusal, Limits, MalformedError, Remote, asked_to_wait
+from actors.responses import StoreAddress, store_calls
 from actors.slots import Slot, Slots, shared_calls
 from datasets.errors import BackfillError, FatalError, RejectedPost, RetryableError
 from datasets.http_headers import retry_after_seconds
-from datasets.lake import Lake
 from datasets.queues import digest
-
-if TYPE_CHECKING:
-    import httpx
 
 # Back-off before a retry: full jitter up to so many seconds, doubled each time, at most the second number.
 _BACKOFF, _BACKOFF_MAX = 0.5, 30.0
@@ -45,10 +42,12 @@ _LOOK_SECONDS = 5.0
 # Pauses for 429 in a row, without any success, until the quota counts as used up.
 _THROTTLES = 12
 _CLAIM_POLL = 0.2
-# Seconds that an answer waits for others on its way to the store.
-_TOGETHER = 0.03
 # Statuses below 500 that pass: request timeout, too early, too many requests.
 _PASSING = (408, 425, 429)
+# Nobody refuses this for what it says: where it is refused, so is everything.
+_HARMLESS = "Good morning, everyone!"
+# So many refusals in a row, that may be of every request, and it is asked about that once more.
+_REFUSALS = 10
 
 
 @dataclass(eq=False)
@@ -60,81 +59,33 @@ class _Request:
     asked_seconds: float = 0.0  # that the other side asked it to wait, in all
 
 
-class Store:
-    """The run's store of answers, wherever that is. Ray repeats a call whose actor has died."""
-
-    def __init__(self, actor: Any, asker: str) -> None:
-        self._actor, self._asker, self._life = actor, asker, token_hex(4)
-        self._pending: dict[str, bytes] = {}
-        self._sending: asyncio.Task[None] | None = None
-
-    async def claim(self, keys: Sequence[str]) -> Claim:
-        claim: Claim = await self._actor.claim.remote(keys, self._asker, self._life)
-        return claim
-
-    async def put(self, answers: Mapping[str, bytes]) -> None:
-        """Durable when it returns. Answers of the same moment travel together."""
-        self._pending.update(answers)
-        if self._sending is None:
-            self._sending = asyncio.create_task(self._send())
-        await self._sending
-
-    async def _send(self) -> None:
-        await asyncio.sleep(_TOGETHER)
-        answers, self._pending, self._sending = self._pending, {}, None
-        await self._actor.put.remote(answers)
-
-    async def give_back(self, keys: Sequence[str], *, forget: bool = False) -> None:
-        await self._actor.give_back.remote(keys, forget=forget)
-
-
-def connect(remote: Remote, lake: Lake, integration: str, run_id: str) -> ApiClassifier:
-    """In an actor of the pool: the classifier that asks `remote`, with the cluster's limiter and the run's store."""
+def connect(remote: Remote, integration: str, store: StoreAddress) -> ApiClassifier:
+    """In an actor of the pool: the classifier that asks `remote`, with the cluster's limiter and store of answers."""
     import ray
 
     calls = shared_calls(limiter_name(remote.endpoint, remote.credential))
-    slots = Slots(calls, remote.quota, run_id, integration)
-    asker = ray.get_runtime_context().get_actor_id() or ""
-    return ApiClassifier(remote.api, remote.limits, slots, Store(shared_store(lake, integration), asker))
+    slots = Slots(calls, remote.quota, store.scope.run_id, integration)
+    actor = ray.get_runtime_context().get_actor_id() or ""
+    return ApiClassifier(remote.api, remote.limits, slots, Answers(store_calls(store), store.scope, actor))
 
 
-def connect_here(remote: Remote) -> ApiClassifier:
-    """In this process, without a cluster: the machine's limiter, and answers kept for as long as it runs."""
+def connect_here(remote: Remote, answers: Answers | None = None) -> ApiClassifier:
+    """In this process, without a cluster: the machine's limiter, and if not said otherwise, answers in memory."""
     limiter = Limiter(limiter_name(remote.endpoint, remote.credential))
 
     async def call(method: str, *arguments: Any, **named: Any) -> Any:
         return getattr(limiter, method)(*arguments, **named)
 
     slots = Slots(call, remote.quota, "here", "here")
-    return ApiClassifier(remote.api, remote.limits, slots, MemoryStore())
-
-
-class MemoryStore:
-    """A store of answers for one process."""
-
-    def __init__(self) -> None:
-        self._answers: dict[str, bytes] = {}
-
-    async def claim(self, keys: Sequence[str]) -> Claim:
-        return Claim(
-            {key: self._answers[key] for key in keys if key in self._answers},
-            [key for key in keys if key not in self._answers],
-        )
-
-    async def put(self, answers: Mapping[str, bytes]) -> None:
-        self._answers.update(answers)
-
-    async def give_back(self, keys: Sequence[str], *, forget: bool = False) -> None:
-        for key in keys if forget else ():
-            self._answers.pop(key, None)
+    return ApiClassifier(remote.api, remote.limits, slots, answers or MemoryAnswers())
 
 
 class ApiClassifier:
     """A Classifier over an Api. `classify` may be called by many threads at a time."""
 
-    def __init__(self, api: Api, limits: Limits, slots: Slots, store: Any) -> None:
+    def __init__(self, api: Api, limits: Limits, slots: Slots, answers: Answers | MemoryAnswers) -> None:
         self.model, self.revision = api.model, api.revision
-        self._api, self._limits, self._slots, self._store = api, limits, slots, store
+        self._api, self._limits, self._slots, self._answers = api, limits, slots, answers
         # What was imported stays: looking through it for garbage stops the loop for a tenth of a second.
         gc.collect()
         gc.freeze()
@@ -152,6 +103,8 @@ class ApiClassifier:
         self._in_flight = 0
         self._landed = asyncio.Event()
         self._works = False  # an answer has come: until then, one request at a time finds out what is wrong
+        self._refusals = 0  # that may be of every request, without a success in between
+        self._proving = asyncio.Lock()
         self._over: BackfillError | None = None  # why nothing more is asked
         self._failing_since: float | None = None
         self._failures = 0
@@ -165,24 +118,29 @@ class ApiClassifier:
         found: dict[str, Outcome] = {}
         by_key: dict[str, str] = {}
         for text in texts:
-            rejected = self._api.precheck(text)
+            rejected = not_text(text) or self._api.precheck(text)
             if rejected:
                 found[text] = rejected
             else:
                 by_key[digest([self._api.key(text)])] = text
+        forgotten: set[str] = set()
         while by_key:
-            claim = await self._store.claim(list(by_key))
-            for key, body in claim.known.items():
-                found[by_key[key]] = await self._read_kept(key, body)
+            claim = await self._answers.claim(list(by_key))
+            kept = {key: self._read_kept(body) for key, body in claim.known.items()}
+            again = {key for key, outcome in kept.items() if asks_again(outcome, key in claim.earlier)} - forgotten
+            found.update({by_key[key]: outcome for key, outcome in kept.items() if key not in again})
+            if again:
+                await self._answers.forget(list(again))
+                forgotten |= again
             if isinstance(self._over, RetryableError):  # one call to the store, not one for each post
-                await self._store.give_back(claim.mine)
-                found.update({by_key[key]: self._over for key in claim.mine})
+                await self._answers.give_back(claim.mine)
+                found.update({by_key[key]: self._over for key in [*claim.mine, *again]})
                 claim.mine.clear()
             groups = self._grouped([(key, by_key[key]) for key in claim.mine])
             for outcomes in await asyncio.gather(*(self._ask(group) for group in groups)):
                 found.update(outcomes)
             by_key = {key: text for key, text in by_key.items() if text not in found}
-            if by_key:  # another actor is asking about these
+            if by_key and not again:  # another actor is asking about these
                 await asyncio.sleep(_CLAIM_POLL)
         await self._slots.report(Counter(), at_once=True)
         return [found[text] for text in texts]
@@ -198,14 +156,13 @@ class ApiClassifier:
         groups += [together[i : i + self._api.group] for i in range(0, len(together), self._api.group)]
         return groups
 
-    async def _read_kept(self, key: str, body: bytes) -> Outcome:
+    def _read_kept(self, kept: bytes) -> Outcome:
         try:
-            return _read(self._api, body)
-        except RejectedPost as error:
+            return read(self._api, kept)
+        except (RejectedPost, MalformedError) as error:
             return error
-        except MalformedError as error:
-            await self._store.give_back([key], forget=True)
-            return error
+        except BackfillError as error:  # what was kept is about the post; this is a reading of another version
+            return MalformedError(str(error))
 
     async def _ask(self, group: Sequence[tuple[str, str]]) -> dict[str, Outcome]:
         """Outcomes of texts that share a request; of halves of it, where the whole gets no good answer."""
@@ -216,14 +173,17 @@ class ApiClassifier:
             labels = await request.labels
         except (MalformedError, RejectedPost) as error:
             if len(group) == 1:
-                await self._store.give_back(keys)
+                await self._answers.give_back(keys)
                 return {texts[0]: error}
             half = len(group) // 2
             first, second = await asyncio.gather(self._ask(group[:half]), self._ask(group[half:]))
             return {**first, **second}
         except RetryableError as error:
-            await self._store.give_back(keys)
+            await self._answers.give_back(keys)
             return dict.fromkeys(texts, error)
+        except FatalError:
+            await self._answers.give_back(keys)
+            raise
         return dict(zip(texts, labels, strict=True))
 
     def _submit(self, request: _Request, *, again: bool = False) -> None:
@@ -284,32 +244,50 @@ class ApiClassifier:
             await self._slots.report(counts)
 
     async def _exchange(self, request: _Request, slot: Slot, counts: Counter[str]) -> list[Mapping[str, Any]]:
-        """One call: sent, kept durably, and only then looked into."""
-        response = await self._post(self._api.call(request.texts), slot)
-        count, status, body = len(request.keys), response.status_code, response.content
-        retry_after = retry_after_seconds(response.headers.get("Retry-After"))
-        if status in _PASSING or status >= 500:
-            raise RetryableError(f"HTTP {status}", retry_after=retry_after, kind=f"http_{status}")
+        """One call: sent, looked into, and kept durably if it is an answer; an odd one must not come back for ever."""
+        status, body = await self._post(self._api.call(request.texts), slot)
+        count = len(request.keys)
         kept = {key: b"%d %d %d " % (status, n, count) + body for n, key in enumerate(request.keys)}
+        used = usage(self._api, body) if status < 300 else Counter[str]()
+        counts.update(used)
         try:
-            if status >= 300:
-                self._api.judge(status, body)  # raises, unless it finds an answer in it
-            await self._store.put(kept)
-            counts.update(self._api.usage(body))
-            await self._slots.settle(counts["tokens_in"] + counts["tokens_out"] - self._api.tokens(request.texts))
-            labels = [_read(self._api, answer) for answer in kept.values()]
-        except RejectedPost:
+            labels = [read(self._api, answer) for answer in kept.values()]
+            await self._answers.put(kept)
+        except RejectedPost as error:
+            if isinstance(error, DoubtfulRefusal):
+                await self._prove(error, counts)
             self._answered()
             if count == 1:
-                await self._store.put(kept)
+                await self._answers.put(kept)
             raise
-        except MalformedError:
-            await self._store.give_back(request.keys, forget=True)
-            raise
+        finally:
+            if used:
+                await self._slots.settle(used.total() - self._api.tokens(request.texts))
         self._answered()
+        self._refusals = 0
         return labels
 
-    async def _post(self, call: Call, slot: Slot) -> httpx.Response:
+    async def _prove(self, refusal: DoubtfulRefusal, counts: Counter[str]) -> None:
+        """Returns where the refusal is of the post. Raises FatalError where a harmless text is refused too."""
+        self._refusals += 1
+        async with self._proving:
+            if self._over is not None:
+                raise self._over
+            if self._works and self._refusals < _REFUSALS:
+                return
+            slot = await self._slots.wait(1, self._api.tokens([_HARMLESS]))
+            counts["calls"] += 1
+            status, body = await self._post(self._api.call([_HARMLESS]), slot)
+            if status >= 300:
+                try:
+                    self._api.judge(status, body)
+                except RejectedPost:
+                    self._over = FatalError(refusal.otherwise)
+                    raise self._over from refusal
+            self._refusals = 0
+
+    async def _post(self, call: Call, slot: Slot) -> tuple[int, bytes]:
+        """HTTP status and body. Raises RetryableError for what passes."""
         import httpx
 
         async def trace(event: str, _: Any) -> None:
@@ -320,15 +298,28 @@ class ApiClassifier:
             elif event == "http11.receive_response_headers.complete":
                 self._slots.answered(slot)
 
+        more: dict[str, Any] = {"headers": dict(call.headers), "json": call.body, "extensions": {"trace": trace}}
         try:
-            async with asyncio.timeout(self._limits.timeout), self._clients.one() as client:
-                return await client.post(
-                    call.url, headers=dict(call.headers), json=call.body, extensions={"trace": trace}
-                )
+            async with (
+                asyncio.timeout(self._limits.timeout),
+                self._clients.one() as client,
+                client.stream("POST", call.url, **more) as response,
+            ):
+                status = response.status_code
+                passing = status in _PASSING or status >= 500
+                try:
+                    body = await read_body(response)
+                except MalformedError:
+                    if not passing:
+                        raise
         except (TimeoutError, httpx.TimeoutException) as error:
             raise RetryableError("no answer in time", kind="timeout") from error
         except httpx.RequestError as error:
             raise RetryableError(f"no connection ({type(error).__name__})", kind="connection") from error
+        if passing:
+            retry_after = retry_after_seconds(response.headers.get("Retry-After"))
+            raise RetryableError(f"HTTP {status}", retry_after=retry_after, kind=f"http_{status}")
+        return status, body
 
     def _answered(self) -> None:
         self._works = True
@@ -376,39 +367,6 @@ class ApiClassifier:
             self._loop.call_later(min(left, _LOOK_SECONDS), self._submit_later, request, at)
 
 
-class Clients:
-    """HTTP/1.1 clients of one connection each, kept open, the last used first.
-
-    One client with a pool looks at all of its connections for every request, which at a hundred
-    in flight costs more than the request.
-    """
-
-    def __init__(self, limits: Limits) -> None:
-        import httpx
-
-        self._free: list[httpx.AsyncClient] = []
-        self._timeout = httpx.Timeout(limits.timeout, connect=10.0)
-        self._limits = httpx.Limits(max_connections=1, max_keepalive_connections=1)
-        # Made once: reading the certificates takes longer than a request.
-        self._context = httpx.create_ssl_context()
-        self._free.append(self._make())  # and so is what the first client imports
-
-    @asynccontextmanager
-    async def one(self) -> AsyncIterator[httpx.AsyncClient]:
-        client = self._free.pop() if self._free else self._make()
-        try:
-            yield client
-        finally:
-            self._free.append(client)
-
-    def _make(self) -> httpx.AsyncClient:
-        import httpx
-
-        return httpx.AsyncClient(
-            http2=False, verify=self._context, timeout=self._timeout, limits=self._limits, follow_redirects=False
-        )
-
-
 def _fatal(error: Exception) -> FatalError:
     cause = getattr(error, "cause", error)  # Ray's wrapping, where the store or the limiter failed
     return FatalError(str(cause) if isinstance(cause, BackfillError) else f"{type(cause).__name__}: {cause}")
@@ -417,11 +375,3 @@ def _fatal(error: Exception) -> FatalError:
 def _fail(request: _Request, error: BackfillError) -> None:
     if not request.labels.done():
         request.labels.set_exception(error)
-
-
-def _read(api: Api, kept: bytes) -> Mapping[str, Any]:
-    """The labels in a kept answer: HTTP status, place of the post in its request, size of that, body."""
-    status, number, count, body = kept.split(b" ", 3)
-    if int(status) >= 300:
-        api.judge(int(status), body)
-    return api.parse(body, int(number), int(count))

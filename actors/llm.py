@@ -20,9 +20,8 @@ from urllib.parse import urlsplit
 
 from actors.integrations import Environment, Placement
 from actors.models.settings import ModelSettings
-from actors.remote import Call, Limits, MalformedError, Quota, Remote
+from actors.remote import Call, DoubtfulRefusal, Limits, MalformedError, Quota, Remote, readable
 from datasets.errors import ConfigError, FatalError, RejectedPost
-from datasets.secrets import redact
 from datasets.settings import check_numbers
 from datasets.urls import header_key, http_url
 
@@ -42,6 +41,11 @@ _SPEAKS_TO_A_MODEL = re.compile(
     | \b(answer|respond|reply|output)\ (only|with|true|false|left|right|0|1)\b
     """,
     re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+_TOO_LONG = re.compile(
+    r"context_length_exceeded|string_above_max_length|context (length|size|window)|too long|too many (input )?tokens"
+    r"|exceeds? .{0,30}\b(tokens|length)\b|longer than the maximum",
+    re.IGNORECASE,
 )
 ENVIRONMENT = ("LLM_API_KEY", "LLM_BASE_URL")
 # What a request has from us, and `parameters` may not replace: another answer than the one asked for costs as much.
@@ -133,7 +137,6 @@ class ChatApi:
         self.revision = f"{self.model_id} prompt {hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
         self.group = self.posts_per_prompt
         self._url = f"{self.base_url.rstrip('/')}/chat/completions"
-        self._worked = False
 
     def precheck(self, text: str) -> RejectedPost | None:
         return None
@@ -172,23 +175,23 @@ class ChatApi:
         reason = _reason(body)
         if status in (401, 403):
             raise FatalError(f"{self._url} refuses the key (HTTP {status}); set LLM_API_KEY")
-        # Before anything has worked, a refusal is of the request as such: a model or a parameter
-        # that the endpoint does not know. Afterwards it is of the post.
-        if status not in (400, 413, 422) or not (self._worked or "content" in _code(body)):
-            raise FatalError(
-                f"{self._url} refuses model {self.model_id} (HTTP {status}: {reason}); check LLM_BASE_URL, the model "
-                "and parameters in backfill.toml"
-            )
-        raise RejectedPost(f"refused by {self.model_id}: {reason}")
+        everything = (
+            f"{self._url} refuses model {self.model_id} (HTTP {status}: {reason}); check LLM_BASE_URL, the model and "
+            "parameters in backfill.toml"
+        )
+        if status not in (400, 413, 422) or "model_not_found" in _code(body):
+            raise FatalError(everything)
+        # Endpoints say in many ways that a text is too long, and in the same way that a parameter is.
+        too_long = status == 413 or _TOO_LONG.search(f"{_code(body)} {reason}")
+        raise DoubtfulRefusal(f"{'too long for' if too_long else 'refused by'} {self.model_id}: {reason}", everything)
 
     def parse(self, body: bytes, number: int, count: int) -> dict[str, Any]:
         try:
             message = json.loads(body)["choices"][0]["message"]
             if message.get("refusal"):
-                self._worked = True
-                raise RejectedPost(f"refused by {self.model_id}: {message['refusal']}")
+                raise RejectedPost(f"refused by {self.model_id}: {readable(str(message['refusal']))}")
             entries = json.loads(message["content"])["labels"]
-            by_number = {entry["number"]: entry for entry in entries}
+            by_number = {entry["number"]: entry for entry in entries if type(entry["number"]) is int}
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise MalformedError(f"an answer that is not the JSON asked for ({type(error).__name__})") from error
         if len(entries) != count or by_number.keys() != set(range(1, count + 1)):
@@ -197,7 +200,6 @@ class ChatApi:
         labels = {name: entry.get(name) for name in self.properties}
         if not all(_fits(labels[name], schema) for name, schema in self.properties.items()):
             raise MalformedError("a label that the schema does not allow")
-        self._worked = True
         return self.complete(labels)
 
     def usage(self, body: bytes) -> Counter[str]:
@@ -218,12 +220,12 @@ def _code(body: bytes) -> str:
     """Such as `content_filter`, `context_length_exceeded`, `model_not_found`."""
     try:
         return str(json.loads(body)["error"]["code"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
 def _reason(body: bytes) -> str:
     try:
-        return redact(str(json.loads(body)["error"]["message"]))[:200]  # a secret that is cut is not known any more
-    except (ValueError, KeyError, TypeError):
-        return redact(body[:4096].decode("utf-8", "replace"))[:200]
+        return readable(str(json.loads(body)["error"]["message"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return readable(body[:4096].decode("utf-8", "replace"))

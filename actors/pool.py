@@ -19,12 +19,13 @@ from typing import Any
 import pyarrow as pa
 
 from actors.integrations import Classifier, Environment, Integration, Outcome, resolve
+from actors.remote import readable
+from actors.responses import StoreAddress
 from datasets.errors import BackfillError, FatalError, RejectedPost, RetryableError
 from datasets.labels import batch_name
-from datasets.lake import Lake
 from datasets.schemas import PARTITION_DATE, POST_COLUMNS, staged_schema
 from datasets.scratch import scratch_folder
-from datasets.secrets import redact, remember_environment
+from datasets.secrets import remember_environment
 
 # A range of rows that killed the process is tried again in this many pieces.
 _PIECES = 16
@@ -38,7 +39,15 @@ _NICE = 4
 class ClassifierActor:
     """The callable class for `map_batches(batch_format="pyarrow", batch_size=None)`."""
 
-    def __init__(self, integration: str, settings: Any, run_id: str, lake: Lake, environment: Environment) -> None:
+    def __init__(
+        self,
+        integration: str,
+        settings: Any,
+        run_id: str,
+        environment: Environment,
+        answers: StoreAddress | None = None,
+    ) -> None:
+        """`answers` is where those of an API are kept."""
         self._integration = resolve(integration)
         self._run_id = run_id
         self._local = self._integration.placement(settings) != "api"
@@ -49,7 +58,7 @@ class ClassifierActor:
         if self._local:
             os.nice(_NICE)
         try:
-            self._classifier = _make_classifier(self._integration, settings, run_id, lake, environment)
+            self._classifier = _make_classifier(self._integration, settings, environment, answers)
         except BackfillError as error:
             self._broken = error
         except Exception as error:  # noqa: BLE001 - whatever a model's loading code raises
@@ -70,14 +79,15 @@ class ClassifierActor:
 
 
 def _make_classifier(
-    integration: Integration, settings: Any, run_id: str, lake: Lake, environment: Environment
+    integration: Integration, settings: Any, environment: Environment, answers: StoreAddress | None
 ) -> Classifier:
     if integration.placement(settings) != "api":
         return integration.load(settings)
     from actors.api import connect
 
     assert integration.remote
-    return connect(integration.remote(settings, environment), lake, integration.name, run_id)
+    assert answers
+    return connect(integration.remote(settings, environment), integration.name, answers)
 
 
 @contextlib.contextmanager
@@ -113,7 +123,7 @@ def label_rows(
 def _reason(outcome: Outcome) -> str | None:
     if isinstance(outcome, RetryableError):
         return outcome.kind
-    return redact(str(outcome))[:_REASON_CHARS] if isinstance(outcome, RejectedPost) else None
+    return readable(str(outcome), _REASON_CHARS) if isinstance(outcome, RejectedPost) else None
 
 
 def classify_surviving(classifier: Classifier, texts: Sequence[str], attempts: Attempts) -> list[Outcome]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from datasets.errors import RejectedPost, RetryableError
 from datasets.http_headers import moment_in
+from datasets.secrets import redact
 
 # A post waits for pauses of so many seconds in all. What would take longer is left for the next run.
 LONGEST_PAUSE = 3600.0
@@ -63,7 +64,11 @@ class Api(Protocol):
         """What the request will count for, about; 0 where tokens are not counted."""
 
     def judge(self, status: int, body: bytes) -> None:
-        """What an HTTP status of 300 to 499 means. Raises RejectedPost, RetryableError or FatalError."""
+        """What an HTTP status of 300 to 499 means. Raises RejectedPost, RetryableError or FatalError.
+
+        It depends on nothing else: a kept answer is judged again. Where a refusal may be of the post or
+        of every request, that is a DoubtfulRefusal.
+        """
 
     def parse(self, body: bytes, number: int, count: int) -> Mapping[str, Any]:
         """The labels of post `number` of `count`. Raises MalformedError where the answer has none."""
@@ -90,6 +95,17 @@ class Remote:
         return f"Remote({self.api.model})"
 
 
+class DoubtfulRefusal(RejectedPost):
+    """A refusal of the post; or where nothing has worked yet, perhaps of every request, as `otherwise` then says."""
+
+    def __init__(self, reason: str, otherwise: str) -> None:
+        super().__init__(reason, otherwise)
+        self.reason, self.otherwise = reason, otherwise
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 class MalformedError(RetryableError):
     """An answer that does not answer."""
 
@@ -104,3 +120,11 @@ def asked_to_wait(seconds: float, now: float | None = None) -> RetryableError:
     """What becomes of a post where the other side asks, `now` (epoch), for a pause beyond LONGEST_PAUSE."""
     until = f"asked to wait until {moment_in(seconds, now)}"
     return RetryableError(until, retry_after=seconds, kind=until)
+
+
+def readable(text: str, most: int = 200) -> str:
+    """Words of the other side, at most so many characters, as they can be shown and stored.
+
+    Without any secret, and that first: one that is cut is not known any more.
+    """
+    return " ".join(redact(text)[:most].encode("utf-8", "replace").decode().split())

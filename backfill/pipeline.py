@@ -17,11 +17,12 @@ from actors.integrations import Integration, Placement
 from actors.limiter import Activity, leave_limiter, limiter_name, shared_limiter
 from actors.pool import ClassifierActor
 from actors.remote import Remote
-from actors.responses import remove_store, shared_store
+from actors.responses import StoreAddress, join_store, leave_store
 from backfill.config import RunSettings
 from datasets.lake import Lake
 from datasets.locks import Dates
 from datasets.posts import Selection
+from datasets.responses import RunScope, store_path
 from datasets.source import eligible_posts
 
 # Batches on their way to the buffer. More would only hold blocks in memory: it writes one at a time.
@@ -124,8 +125,18 @@ class Labelling:
     selection: Selection
     pool: Pool
     run: RunSettings
-    run_id: str
+    scope: RunScope
     buffer: ray.actor.ActorHandle[LabelBuffer]
+
+    @property
+    def run_id(self) -> str:
+        return self.scope.run_id
+
+    @property
+    def answers(self) -> StoreAddress:
+        """This driver's node is where the lake's folder is sure to be."""
+        path = store_path(self.lake, self.integration.name)
+        return StoreAddress(path, ray.get_runtime_context().get_node_id(), self.scope)
 
     @property
     def is_api(self) -> bool:
@@ -142,8 +153,8 @@ def label_posts(work: Labelling, on_receipt: Callable[[Receipt], None], stop: th
             "integration": work.integration.name,
             "settings": work.settings,
             "run_id": work.run_id,
-            "lake": work.lake,
             "environment": work.integration.read_environment(),
+            "answers": work.answers if work.is_api else None,
         },
         batch_format="pyarrow",
         batch_size=None,
@@ -224,19 +235,19 @@ def _actor_pool(work: Labelling) -> ActorPoolStrategy:
 
 @dataclass
 class ApiSession:
-    """The limiter and the store of answers that an API integration's pool finds by name; they live with the driver."""
+    """The limiter and the store of answers that an API integration's pool finds by name, joined for the run."""
 
     remote: Remote
     limiter: Any
-    store: Any
 
     @classmethod
     def open(cls, work: Labelling) -> ApiSession:
         assert work.integration.remote
         remote = work.integration.remote(work.settings, work.integration.read_environment())
+        join_store(work.answers)
         limiter = shared_limiter(limiter_name(remote.endpoint, remote.credential))
         limiter.join.remote(work.run_id)
-        return cls(remote, limiter, shared_store(work.lake, work.integration.name))
+        return cls(remote, limiter)
 
     def activity(self, work: Labelling) -> Activity:
         """How the asking goes; nothing is known where the limiter does not tell."""
@@ -247,16 +258,14 @@ class ApiSession:
             return found
         return Activity()
 
-    def close(self, work: Labelling, *, complete: bool) -> dict[str, float]:
-        """What the run has asked and paid. Answers of a complete run are of no more use."""
+    def close(self, work: Labelling, *, staged: bool) -> dict[str, float]:
+        """What the run has asked and paid. `staged`: what was answered has its labels, and is of no more use."""
         stats: dict[str, float] = ray.get(self.limiter.stats.remote(work.run_id, work.integration.name))
         if self.remote.prices:
             tokens = (stats.get("tokens_in", 0), stats.get("tokens_out", 0))
             stats["price"] = round(sum(n * price / 1e6 for n, price in zip(tokens, self.remote.prices, strict=True)), 4)
         leave_limiter(self.limiter, work.run_id)
-        ray.kill(self.store)
-        if complete:
-            remove_store(work.lake, work.integration.name)
+        leave_store(work.answers, staged=staged)
         return stats
 
 

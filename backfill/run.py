@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import threading
 import time
@@ -15,7 +16,6 @@ from typing import Any, TextIO
 
 from actors.buffer import FlushPolicy, LabelBuffer, Receipt
 from actors.integrations import Integration, Placement
-from actors.responses import remove_store
 from backfill.cluster import ray_running
 from backfill.config import Workspace, new_run_id
 from backfill.progress import Progress, Tally
@@ -25,6 +25,8 @@ from datasets.database import open_database, record_run
 from datasets.errors import BackfillError, ConfigError, RetryableError, our_error
 from datasets.locks import ALL_DATES, Dates, Lock, live_runs
 from datasets.posts import Selection
+from datasets.queues import digest
+from datasets.responses import RunScope, remove_answers
 
 # Finds the posts of each integration: called once the integrations are locked and recovered.
 # It calls back as soon as it knows that there are some.
@@ -117,7 +119,7 @@ def label_all(
         progress = stack.enter_context(Progress(stream, result.tallies))
         _note_run(place, record, progress)
         try:
-            _label_found(place, chosen, find, policy, result, progress, dates)
+            _label_found(place, chosen, find, policy, result, progress, _scope(run_id, command, selection, dates))
             after(locks)
         except Exception:
             with suppress(BackfillError):
@@ -126,6 +128,15 @@ def label_all(
         with suppress(*([BackfillError] if result.exit_code else [])):  # the first error is the one to tell
             _note_run(place, record, progress, _counts(result), result.exit_code)
     return result
+
+
+def _scope(run_id: str, command: str, selection: Mapping[str, Any], dates: Dates) -> RunScope:
+    """What the run's answers are for; runs whose selections differ in their dates only are of one kind."""
+    rest = {name: value for name, value in selection.items() if name not in ("start", "end", "integrations")}
+    kind = digest([command, json.dumps(rest, sort_keys=True, default=str)])
+    return RunScope(
+        run_id, kind, *dates, whole=rest.get("limit") is None, retry_rejected=bool(rest.get("retry_rejected"))
+    )
 
 
 def _recover(place: Workspace, integration: Integration, run_id: str, dates: Dates) -> None:
@@ -171,7 +182,7 @@ def _label_found(
     policy: FlushPolicy,
     result: RunResult,
     progress: Progress,
-    dates: Dates,
+    scope: RunScope,
 ) -> None:
     """Ray takes seconds to start, in which posts can be selected; and nothing to label needs no Ray.
 
@@ -193,24 +204,24 @@ def _label_found(
             busy = [integration for integration in chosen if selections[integration.name].total]
             for integration in chosen:
                 if integration not in busy:
-                    _finish_leftovers(place, integration, policy, result, dates)
+                    _finish_leftovers(place, integration, policy, result, scope)
             if busy:
                 progress.status("starting the classifiers")
-                _label_with_ray(place, busy, selections, policy, result, progress, dates)
+                _label_with_ray(place, busy, selections, policy, result, progress, scope)
         except KeyboardInterrupt:
             result.interrupted = True
 
 
 def _finish_leftovers(
-    place: Workspace, integration: Integration, policy: FlushPolicy, result: RunResult, dates: Dates
+    place: Workspace, integration: Integration, policy: FlushPolicy, result: RunResult, scope: RunScope
 ) -> None:
     """Nothing to label, but a killed run may have left staged labels, or the database may be behind."""
     tally = result.tallies[integration.name]
     with _blamed(tally):
-        buffer = LabelBuffer(place.lake, integration.name, result.run_id, place.database_url, policy, dates)
+        buffer = LabelBuffer(place.lake, integration.name, result.run_id, place.database_url, policy, scope.dates)
         tally.behind = buffer.close()
         result.skipped += map(str, buffer.skipped())
-        remove_store(place.lake, integration.name)
+        remove_answers(place.lake, integration.name, scope)
 
 
 def _label_with_ray(
@@ -220,7 +231,7 @@ def _label_with_ray(
     policy: FlushPolicy,
     result: RunResult,
     progress: Progress,
-    dates: Dates,
+    scope: RunScope,
 ) -> None:
     import ray
 
@@ -248,8 +259,8 @@ def _label_with_ray(
 
         with _blamed(tally):
             works[name] = work = pipeline.Labelling(
-                place.lake, integration, settings[name], selections[name], pools[name], place.config.run, result.run_id,
-                pipeline.make_buffer(place.lake, integration, result.run_id, place.database_url, policy, dates),
+                place.lake, integration, settings[name], selections[name], pools[name], place.config.run, scope,
+                pipeline.make_buffer(place.lake, integration, result.run_id, place.database_url, policy, scope.dates),
             )  # fmt: skip
             if work.is_api:
                 sessions[name] = pipeline.ApiSession.open(work)
@@ -263,8 +274,12 @@ def _label_with_ray(
         with _blamed(tally):
             tally.behind = ray.get(work.buffer.close.remote())
             result.skipped += map(str, ray.get(work.buffer.skipped.remote()))
-            if name in sessions:
-                tally.api = sessions[name].close(work, complete=not tally.failed)
+        if name not in sessions:
+            continue
+        with _blamed(tally):
+            # What failed has no answer that was kept.
+            staged = not tally.error and not result.interrupted and tally.failed == tally.retryable.total()
+            tally.api = sessions[name].close(work, staged=staged)
 
 
 @contextmanager

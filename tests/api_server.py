@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gzip
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +30,31 @@ from aiohttp import web
 
 KEY = "a-key-that-must-not-leak"
 _NICE = -10
+# Texts that Perspective answers oddly: what stands where a score should be.
+ODD_SCORES = {
+    "nested": "[" * 100_000 + "]" * 100_000,
+    "digits": "1" * 400,
+    "not a number": "NaN",
+    "infinite": "Infinity",
+    "huge": "1e999",
+    "seven": "7.0",
+    "negative": "-1",
+    "bool": "true",
+    "string": '"0.5"',
+    "surrogate": '"\\ud800"',
+    "null": "null",
+}
+BOMB_MIB = 128
+# Words that make an LLM refuse a prompt.
+REFUSALS = {
+    "UNSPEAKABLE": {"message": "content management policy", "code": "content_filter"},
+    "ENDLESS": {"message": "Please shorten your messages", "code": "context_length_exceeded"},
+    "VERBOSE": {
+        "message": "This model's maximum context length is 4096 tokens. However, you requested 5000",
+        "code": 400,
+    },
+    "ODDLY": {"message": "something about this request"},
+}
 
 
 def share(text: str) -> float:
@@ -120,7 +147,7 @@ class Server:
                 return web.json_response(
                     {"error": {"code": 400, "message": f"Unknown requested attribute: {name}"}}, status=400
                 )
-        struck = await self.fault([text], over_quota)
+        struck = await self.fault([text], over_quota) or self.odd(text)
         if struck:
             return struck
         self.good[text] += 1
@@ -140,6 +167,34 @@ class Server:
         }
         return web.json_response({"attributeScores": scores, "languages": ["en"]})
 
+    @staticmethod
+    def odd(text: str) -> web.Response | None:
+        kind = "application/json"
+        if text in ODD_SCORES:
+            body = '{"attributeScores": {"TOXICITY": {"summaryScore": {"value": %s}}}}' % ODD_SCORES[text]  # noqa: UP031
+            return web.Response(text=body, content_type=kind)
+        match text:
+            case "surrogate in a reason":
+                return web.Response(text='{"error": {"message": "half \\ud800 of it"}}', status=400, content_type=kind)
+            case "nested error":
+                body = '{"error": {"message": %s}}' % ODD_SCORES["nested"]  # noqa: UP031
+                return web.Response(text=body, status=400, content_type=kind)
+            case "large":
+                return web.Response(body=b"1" * (5 * 2**20), content_type=kind)
+            case "large 503":
+                return web.Response(body=b"1" * (5 * 2**20), content_type=kind, status=503)
+            case "bomb":
+                squeeze = zlib.compressobj(wbits=31)
+                body_ = b"".join(squeeze.compress(bytes(2**20)) for _ in range(BOMB_MIB)) + squeeze.flush()
+                return web.Response(body=body_, content_type=kind, headers={"Content-Encoding": "gzip"})
+            case "brotli":
+                return web.Response(body=b"x", content_type=kind, headers={"Content-Encoding": "br"})
+            case "gzip":
+                body = '{"attributeScores": {"TOXICITY": {"summaryScore": {"value": 0.25}}}}'
+                squeezed = gzip.compress(body.encode())
+                return web.Response(body=squeezed, content_type=kind, headers={"Content-Encoding": "gzip"})
+        return None
+
     async def chat(self, request: web.Request, body: dict[str, Any], over_quota: bool) -> web.Response:
         if request.headers.get("Authorization") != f"Bearer {KEY}":
             return web.json_response({"error": {"message": "Incorrect API key provided"}}, status=401)
@@ -152,10 +207,12 @@ class Server:
         struck = await self.fault([post["text"] for post in posts], over_quota)
         if struck:
             return struck
-        if any("UNSPEAKABLE" in post["text"] for post in posts):
-            return web.json_response(
-                {"error": {"message": "content management policy", "code": "content_filter"}}, status=400
-            )
+        said = " ".join(post["text"] for post in posts)
+        for word, error in REFUSALS.items():
+            if word in said or self.options.refuse_all == word:
+                return web.json_response({"error": error}, status=400)
+        if "DECLINED" in said:
+            return web.json_response({"choices": [{"message": {"refusal": "I can't \ud800 do that"}}]})
         labels = [self.label(post, body) for post in posts]
         if len(posts) > self.options.confused_above:
             labels = labels[1:] if share(posts[0]["text"]) < 0.5 else [{**label, "number": 1} for label in labels]
@@ -205,6 +262,7 @@ def main() -> None:
     for name in ("latency", "p429", "p503", "broken", "hang", "refused", "quota"):
         parser.add_argument(f"--{name}", type=float, default=0.0)
     parser.add_argument("--retry-after", default="")
+    parser.add_argument("--refuse-all", default="")
     parser.add_argument("--bad-key-status", type=int, default=400)
     parser.add_argument("--confused-above", type=int, default=10**6)
     parser.add_argument("--without", nargs="*", default=[])

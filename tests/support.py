@@ -96,7 +96,17 @@ def database_labels(root: Path | str, integration: str = VALENCE) -> list[tuple[
 
 
 def queue_files(root: Path | str) -> list[str]:
-    return [str(path) for path in Path(root).glob("queues/**/*") if path.is_file()]
+    """Files in the queues, and of the files with answers those that hold some."""
+    return [str(path) for path in Path(root).glob("queues/**/*") if path.is_file() and not _is_empty_store(path)]
+
+
+def _is_empty_store(path: Path) -> bool:
+    if path.parent.name != "responses":
+        return False
+    if path.suffix != ".db":
+        return True  # beside a store
+    with closing(sqlite3.connect(path)) as connection:
+        return not connection.execute("SELECT count(*) FROM responses").fetchone()[0]
 
 
 def assert_labelled_once(root: Path | str, uris: Mapping[str, Iterable[str]], integration: str = VALENCE) -> None:

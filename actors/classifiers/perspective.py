@@ -12,9 +12,8 @@ from urllib.parse import urlsplit
 
 from actors.integrations import Classifier, Environment, Integration, Placement
 from actors.models.settings import ModelSettings, check_local, local_classifier
-from actors.remote import Call, Limits, MalformedError, Quota, Remote
+from actors.remote import Call, Limits, MalformedError, Quota, Remote, readable
 from datasets.errors import ConfigError, FatalError, RejectedPost, RetryableError
-from datasets.secrets import redact
 from datasets.settings import check_numbers
 from datasets.urls import header_key, http_url
 
@@ -162,13 +161,17 @@ class Perspective:
     def parse(self, body: bytes, number: int, count: int) -> dict[str, float | None]:
         try:
             scores = json.loads(body)["attributeScores"]
-            values = {name: float(scores[name]["summaryScore"]["value"]) for name in scores if name in ATTRIBUTES}
+            values = {name: scores[name]["summaryScore"]["value"] for name in scores if name in ATTRIBUTES}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MalformedError(f"an answer without attributeScores ({type(error).__name__})") from error
         if not values:
             raise MalformedError("an answer without any of the attributes that were asked for")
-        labels = {column: values.get(name) for name, column in ATTRIBUTES.items()}
-        return {**labels, "prob_constructive": values.get(_CONSTRUCTIVE)}
+        for name, value in values.items():
+            if type(value) not in (int, float) or not 0 <= value <= 1:  # nor is NaN
+                raise MalformedError(f"a score of {name} that is no number from 0 to 1")
+        scored = {name: float(value) for name, value in values.items()}
+        labels = {column: scored.get(name) for name, column in ATTRIBUTES.items()}
+        return {**labels, "prob_constructive": scored.get(_CONSTRUCTIVE)}
 
     def usage(self, body: bytes) -> Counter[str]:
         return Counter()
@@ -180,9 +183,9 @@ def _reason(body: bytes) -> str:
         error = json.loads(body)["error"]
         kinds = [str(detail["errorType"]) for detail in error.get("details", []) if "errorType" in detail]
         reasons = [str(detail["reason"]) for detail in error.get("details", []) if "reason" in detail]
-        return ": ".join([*kinds, *reasons, str(error.get("message", ""))]).strip(": ")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return redact(body[:4096].decode("utf-8", "replace"))[:200]
+        return readable(": ".join([*kinds, *reasons, str(error.get("message", ""))]).strip(": "), 300)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return readable(body[:4096].decode("utf-8", "replace"))
 
 
 INTEGRATION = Integration(

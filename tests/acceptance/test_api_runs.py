@@ -15,11 +15,13 @@ import pytest
 
 from actors.limiter import limiter_name
 from datasets.scratch import scratch_folder
-from tests.api_server import KEY, api_server
+from tests.api_server import KEY, Api, api_server, share
 from tests.support import DAY, ROOT, VALENCE, cli_command, cli_environment, lake_labels, make_lake, queue_files, run_cli
 
 PERSPECTIVE = "ml_inference_perspective_api"
 SOCIOPOLITICAL = "ml_inference_sociopolitical"
+NEXT_DAY = "2024-10-02"
+QUIET: dict[str, Any] = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
 pytestmark = pytest.mark.usefixtures("ray_here")
 
 
@@ -136,14 +138,8 @@ def test_a_killed_run_asks_again_only_what_was_on_its_way(lake_dir: Path) -> Non
     with api_server(latency=0.2) as api:
         for fraction in (0.25, 0.6):
             env = cli_environment(api.environment)
-            process = subprocess.Popen(
-                cli_command(*command), cwd=ROOT, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-            )
-            deadline = time.monotonic() + 60
-            while len(api.stats()["good"]) < 400 * fraction:
-                assert time.monotonic() < deadline
-                assert process.poll() is None
-                time.sleep(0.05)
+            process = subprocess.Popen(cli_command(*command), cwd=ROOT, env=env, **QUIET)
+            wait_for_answers(api, int(400 * fraction), process)
             process.kill()
             process.wait()
         assert run_cli(*command, env=api.environment).returncode == 0
@@ -156,6 +152,47 @@ def test_a_killed_run_asks_again_only_what_was_on_its_way(lake_dir: Path) -> Non
     repeated = sum(stats["asked"].values()) - 400
     assert repeated <= 2 * stats["most_in_flight"], f"{repeated} calls were repeated after 2 kills"
     assert queue_files(lake_dir) == []
+
+
+def test_runs_over_other_dates_leave_the_answers_of_a_killed_run_alone(lake_dir: Path) -> None:
+    """One ends while it is at work, one has nothing to do after it was killed; then rejected posts are asked again."""
+    make_lake(lake_dir, 300, [DAY])
+    make_lake(lake_dir, 20, [NEXT_DAY], first=300)
+    (lake_dir / "backfill.toml").write_text("")
+    command = [*options(lake_dir, "p"), "--qps", "60"]
+    other = [NEXT_DAY if part == DAY else part for part in command]
+    with api_server(latency=0.1, refused=0.1) as api:
+        process = subprocess.Popen(cli_command(*command), cwd=ROOT, env=cli_environment(api.environment), **QUIET)
+        wait_for_answers(api, 40, process)
+        beside = run_cli(*other, env=api.environment)
+        assert beside.returncode == 0, beside.stderr
+        wait_for_answers(api, 200, process)
+        process.kill()
+        process.wait()
+        assert run_cli(*other, env=api.environment).returncode == 0
+        before = api.stats()
+        done = run_cli(*command, "--retry-rejected", env=api.environment)
+        stats = api.stats()
+    assert done.returncode == 0, done.stderr
+    assert (
+        len(lake_labels(lake_dir, PERSPECTIVE))
+        == len({row["uri"] for row in lake_labels(lake_dir, PERSPECTIVE)})
+        == 320
+    )
+    refused = {text for text in stats["asked"] if share("refused" + text) < 0.1}
+    once_more = {text for text, times in stats["asked"].items() if times > before["asked"].get(text, 0) > 0}
+    there = {row["text"] for row in lake_labels(lake_dir, PERSPECTIVE) if row["partition_date"] == DAY}
+    assert len(once_more - refused) <= before["most_in_flight"], "what was on its way at the kill"
+    assert once_more >= refused & there & before["asked"].keys(), "what was rejected before the kill"
+    assert max(stats["asked"].values()) == 2
+
+
+def wait_for_answers(api: Api, number: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while len(api.stats()["good"]) < number:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
 
 
 @pytest.mark.long

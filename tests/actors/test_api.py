@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import pickle
 import re
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from actors.answers import Answers
 from actors.api import ApiClassifier, connect_here
 from actors.classifiers import perspective, sociopolitical
 from actors.integrations import Environment
 from actors.limiter import Lease, Limiter
 from actors.llm import ChatApi, LocalOrLlmSettings
-from actors.remote import MalformedError, Quota
+from actors.pool import label_rows
+from actors.reading import read, usage
+from actors.remote import DoubtfulRefusal, MalformedError, Quota, Remote
+from actors.responses import Asker, ResponseStore
 from datasets.errors import ConfigError, FatalError, RejectedPost, RetryableError
-from tests.api_server import KEY, Api, api_server, share
+from datasets.queues import digest
+from datasets.responses import RunScope
+from datasets.schemas import POST_SCHEMA
+from tests.api_server import BOMB_MIB, KEY, ODD_SCORES, REFUSALS, Api, api_server, share
+from tests.support import DAY, post
 
 
 @pytest.fixture(autouse=True)
@@ -196,11 +209,11 @@ def test_retry_after_is_honoured() -> None:
         assert time.monotonic() - started >= 1.0
 
 
-DAY = "86400"
+A_DAY = "86400"
 UNTIL = r"asked to wait until 20\d\d-\d\d-\d\d \d\d:\d\d UTC"
 
 
-@pytest.mark.parametrize("retry_after", [DAY, "1e300", "Fri, 31 Dec 9999 23:59:59 GMT"])
+@pytest.mark.parametrize("retry_after", [A_DAY, "1e300", "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_a_429_that_asks_for_a_day_ends_the_asking_for_everybody(retry_after: str) -> None:
     with api_server(p429=1.0, retry_after=retry_after) as api:
         for texts in ([f"post {n}" for n in range(300)], ["one more"]):
@@ -213,7 +226,7 @@ def test_a_429_that_asks_for_a_day_ends_the_asking_for_everybody(retry_after: st
 
 
 def test_a_503_that_asks_for_a_day_leaves_the_posts_for_the_next_run() -> None:
-    with api_server(p503=1.0, retry_after=DAY) as api:
+    with api_server(p503=1.0, retry_after=A_DAY) as api:
         classifier = ask_perspective(api)
         outcomes = classifier.classify([f"post {n}" for n in range(300)])
         assert all(isinstance(o, RetryableError) and re.fullmatch(UNTIL, o.kind) for o in outcomes)
@@ -232,7 +245,7 @@ def test_shorter_pauses_are_waited_for_until_they_are_too_long_together(monkeypa
 
 
 def test_one_post_that_gets_an_odd_503_stops_no_other() -> None:
-    with api_server(p503=0.05, retry_after=DAY, seed=2) as api:
+    with api_server(p503=0.05, retry_after=A_DAY, seed=2) as api:
         outcomes = ask_perspective(api).classify([f"post {n}" for n in range(200)])
         left = [outcome for outcome in outcomes if isinstance(outcome, RetryableError)]
         assert 0 < len(left) == api.stats()["faults"]["503"] < 30
@@ -353,3 +366,224 @@ def test_not_sociopolitical_means_unclear() -> None:
     assert sociopolitical.complete({"is_sociopolitical": False, "political_ideology_label": "left"}) == {
         "is_sociopolitical": False, "political_ideology_label": "unclear",
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def odd() -> Iterator[Api]:
+    with api_server() as api:
+        yield api
+
+
+@pytest.mark.parametrize("text", [*ODD_SCORES, "nested error", "large", "brotli"])
+def test_an_odd_answer_is_the_fault_of_its_post_and_of_nothing_else(odd: Api, text: str) -> None:
+    before, outcome, after = ask_perspective(odd, attempts=2, in_flight=1).classify(["before", text, "after"])
+    assert isinstance(before, dict)
+    assert isinstance(after, dict)
+    if text == "nested error":
+        assert isinstance(outcome, RejectedPost), "a 400 whose message is too deep to be read is shown as it is"
+    else:
+        assert isinstance(outcome, RetryableError)
+        assert outcome.kind == "malformed"
+
+
+def test_what_is_too_large_to_be_read_has_the_status_that_it_has(odd: Api) -> None:
+    (outcome,) = ask_perspective(odd, attempts=1).classify(["large 503"])
+    assert isinstance(outcome, RetryableError)
+    assert outcome.kind == "http_503"
+
+
+def test_an_answer_that_inflates_without_end_is_not_read_to_its_end(odd: Api) -> None:
+    classifier = ask_perspective(odd, attempts=1, in_flight=1)
+    classifier.classify(["before"])
+    tracemalloc.start()
+    try:
+        (outcome,) = classifier.classify(["bomb"])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert isinstance(outcome, MalformedError)
+    assert str(outcome) == "an answer above 4 MiB"
+    assert peak < 16 * 2**20 < BOMB_MIB * 2**20
+    assert isinstance(classifier.classify(["after"])[0], dict), "by another connection"
+
+
+def test_an_answer_that_is_compressed_unasked_is_read(odd: Api) -> None:
+    (labels,) = ask_perspective(odd).classify(["gzip"])
+    assert isinstance(labels, dict)
+    assert labels["prob_toxic"] == 0.25
+
+
+@pytest.mark.parametrize("refuse", ["surrogate in a reason", "DECLINED"])
+def test_a_reason_can_always_be_stored(odd: Api, refuse: str) -> None:
+    llm = refuse == "DECLINED"
+    classifier = ask_llm(odd) if llm else ask_perspective(odd)
+    integration = sociopolitical.INTEGRATION if llm else perspective.INTEGRATION
+    posts = pa.Table.from_pylist([post(1, text=refuse, partition_date=DAY)], schema=POST_SCHEMA)
+    rows = label_rows(integration, classifier, "run-1", posts, classifier.classify([refuse]))
+    assert "?" in rows["reason"][0].as_py()
+
+
+def test_a_text_with_half_a_surrogate_pair_is_rejected_without_a_call() -> None:
+    with api_server() as api:
+        rejected, labels = ask_perspective(api).classify(["half \ud800", "whole"])
+        assert isinstance(rejected, RejectedPost)
+        assert "NOT_UNICODE" in str(rejected)
+        assert isinstance(labels, dict)
+        assert api.stats()["calls"] == 1
+
+
+@pytest.mark.parametrize("value", ["half \ud800", float("nan"), float("-inf"), 2**63, [1], {}])
+def test_labels_that_cannot_be_stored_are_malformed(value: Any) -> None:
+    api = ChatApi("m", "sociopolitical", {"a": {"type": "string"}}, complete=lambda labels: {"a": value})
+    body = json.dumps({"choices": [{"message": {"content": '{"labels": [{"number": 1, "a": "x"}]}'}}]}).encode()
+    with pytest.raises(MalformedError):
+        read(api, b"200 0 1 " + body)
+
+
+@pytest.mark.parametrize("kept", [b"", b"200", b"x y z {}", b"200 7 1 {}", b"400 0 1 " + b"[" * 10**6, b"302 0 1 {}"])
+def test_whatever_was_kept_is_read_without_a_surprise(kept: bytes) -> None:
+    for api in (ChatApi("m", "sociopolitical", {}), perspective.Perspective("http://127.0.0.1", {})):
+        with pytest.raises((MalformedError, RejectedPost, FatalError)):
+            read(api, kept)
+
+
+@pytest.mark.parametrize("tokens", [10**9, -5, 10**400, "many", None, float("inf"), [1]])
+def test_usage_that_makes_no_sense_is_not_believed(tokens: Any) -> None:
+    body = json.dumps({"usage": {"prompt_tokens": tokens, "completion_tokens": 2}}).encode()
+    assert not usage(ChatApi("m", "sociopolitical", {}), body)
+
+
+RUN = RunScope("run-2", "posts", DAY, DAY)
+AGAIN = replace(RUN, kind="posts, again", retry_rejected=True)
+
+
+def ask_with_store(remote: Remote, folder: Path, scope: RunScope, kept: dict[str, bytes]) -> ApiClassifier:
+    """A classifier of a run that finds answers (text → status, place, body) of a killed run over the same posts."""
+    store = ResponseStore(str(folder / "answers.db"))
+    before = Asker("killed", "1", replace(RUN, run_id="run-1"))
+    answers = {digest([remote.api.key(text)]): answer for text, answer in kept.items()}
+    asyncio.run(store.put(answers, before))
+    # Opened anew by the loop that uses it, as by the next run.
+    store = ResponseStore(str(folder / "answers.db"))
+
+    async def call(method: str, *arguments: Any, **named: Any) -> Any:
+        return await getattr(store, method)(*arguments, **named)
+
+    return connect_here(remote, Answers(call, scope, "actor"))
+
+
+def perspective_at(api: Api) -> Remote:
+    return perspective.remote(perspective.Settings(qps=500.0, attempts=2), Environment(api.environment))
+
+
+def llm_at(api: Api, **settings: Any) -> Remote:
+    chosen = {"backend": "llm", "model": "test-model", "requests_per_minute": 30_000.0, **settings}
+    return sociopolitical.remote(LocalOrLlmSettings(**chosen), Environment(api.environment))
+
+
+REFUSED = b'400 0 1 {"error": {"message": "not in this language"}}'
+
+
+def test_a_kept_refusal_is_of_its_post_for_an_llm_that_has_not_worked_yet(tmp_path: Path) -> None:
+    with api_server() as api:
+        classifier = ask_with_store(llm_at(api), tmp_path, RUN, {"refused": REFUSED})
+        rejected, *labels = classifier.classify(["refused", *POSTS])
+        assert isinstance(rejected, RejectedPost)
+        assert "not in this language" in str(rejected)
+        assert labels == [expected_labels(text) for text in POSTS]
+        assert "refused" not in api.stats()["asked"]
+
+
+@pytest.mark.parametrize("kind", ["perspective", "llm", "llm, in a 200"])
+def test_a_post_that_was_rejected_in_an_earlier_run_is_asked_again_once_by_a_run_that_is_to(
+    tmp_path: Path, kind: str
+) -> None:
+    declined = b'200 0 1 {"choices": [{"message": {"refusal": "no"}}]}'
+    with api_server() as api:
+        remote = perspective_at(api) if kind == "perspective" else llm_at(api)
+        kept = {"refused": declined if "200" in kind else REFUSED}
+        first = ask_with_store(remote, tmp_path / "first", RUN, kept)
+        assert isinstance(first.classify(["refused"])[0], RejectedPost)
+        assert api.stats()["calls"] == 0
+        again = ask_with_store(remote, tmp_path / "again", AGAIN, kept)
+        assert isinstance(again.classify(["refused"])[0], dict)
+        assert isinstance(again.classify(["refused"])[0], dict)
+        assert api.stats()["calls"] == 1
+
+
+def test_a_post_that_is_refused_once_more_is_asked_once_for_all_of_its_repeats(tmp_path: Path) -> None:
+    with api_server() as api:
+        again = ask_with_store(llm_at(api), tmp_path, AGAIN, {"UNSPEAKABLE": REFUSED, POSTS[0]: REFUSED})
+        for texts in (["UNSPEAKABLE"], ["UNSPEAKABLE", POSTS[0]], ["UNSPEAKABLE"]):
+            assert isinstance(again.classify(texts)[0], RejectedPost)
+        assert api.stats()["asked"]["UNSPEAKABLE"] == 1
+
+
+def test_a_kept_answer_that_cannot_be_read_is_asked_for_again(tmp_path: Path) -> None:
+    """Kept by an earlier version, which looked into answers only once it had kept them."""
+    nan = b'200 0 1 {"attributeScores": {"TOXICITY": {"summaryScore": {"value": NaN}}}}'
+    texts = {"one": b"200 0 1 " + b"[" * 10**5, "two": nan, "three": b"junk", "four": b"404 0 1 gone"}
+    with api_server() as api:
+        classifier = ask_with_store(perspective_at(api), tmp_path, RUN, texts)
+        assert all(isinstance(outcome, dict) for outcome in classifier.classify(list(texts)))
+        assert set(api.stats()["asked"].values()) == {1}
+
+
+def test_an_odd_answer_is_not_kept(tmp_path: Path) -> None:
+    with api_server() as api:
+        for _ in range(2):
+            classifier = ask_with_store(perspective_at(api), tmp_path, RUN, {})
+            assert isinstance(classifier.classify(["seven"])[0], MalformedError)
+        assert api.stats()["asked"]["seven"] == 4, "twice in each run"
+
+
+@pytest.mark.parametrize("word", REFUSALS)
+@pytest.mark.parametrize("together", [1, 10])
+def test_a_first_post_that_is_refused_costs_no_other(word: str, together: int) -> None:
+    with api_server() as api:
+        rejected, *labels = ask_llm(api, posts_per_prompt=together).classify([f"{word} words", *POSTS])
+        assert isinstance(rejected, RejectedPost)
+        assert REFUSALS[word]["message"] in str(rejected)
+        assert str(rejected).startswith("too long for" if word in ("ENDLESS", "VERBOSE") else "refused by")
+        assert labels == [expected_labels(text) for text in POSTS]
+
+
+def test_a_run_of_nothing_but_refused_posts_is_told_from_a_model_that_is(tmp_path: Path) -> None:
+    with api_server() as api:
+        found = ask_llm(api).classify([f"ODDLY {n}" for n in range(30)])
+        assert all(isinstance(outcome, RejectedPost) for outcome in found)
+
+
+@pytest.mark.parametrize("word", REFUSALS)
+def test_a_model_that_is_refused_stops_within_a_few_calls_and_keeps_nothing(tmp_path: Path, word: str) -> None:
+    with api_server(refuse_all=word) as api:
+        classifier = ask_with_store(llm_at(api), tmp_path, RUN, {})
+        with pytest.raises(FatalError, match=r"refuses model test-model .*check LLM_BASE_URL, the model and param"):
+            classifier.classify([f"post {n}" for n in range(200)])
+        assert api.stats()["calls"] <= 3
+    with api_server() as api:
+        mended = ask_with_store(llm_at(api), tmp_path, RUN, {})
+        assert all(isinstance(outcome, dict) for outcome in mended.classify([f"post {n}" for n in range(20)]))
+
+
+def test_an_endpoint_that_begins_to_refuse_everything_rejects_few_posts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one whose account is empty, and that says so with a 400."""
+    with api_server() as works, api_server(refuse_all="ODDLY") as refuses:
+        classifier = ask_llm(works, posts_per_prompt=1, in_flight=1)
+        classifier.classify(POSTS)
+        monkeypatch.setattr(classifier._api, "_url", f"{refuses.base}/v1/chat/completions")
+        with pytest.raises(FatalError, match="refuses model"):
+            classifier.classify([f"new post {n}" for n in range(100)])
+        assert refuses.stats()["calls"] <= 12
+
+
+def test_what_crosses_processes_pickles() -> None:
+    for error in (
+        MalformedError("odd"),
+        DoubtfulRefusal("of the post", "of everything"),
+        RetryableError("HTTP 503", retry_after=2.0, kind="http_503"),
+        RejectedPost("refused"),
+        FatalError("stop"),
+    ):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))

@@ -15,7 +15,6 @@ import pytest
 from actors.integrations import Environment, Outcome, resolve
 from actors.pool import Attempts, ClassifierActor, classify_surviving, label_rows
 from datasets.errors import FatalError, RejectedPost, RetryableError
-from datasets.lake import Lake
 from datasets.schemas import POST_SCHEMA, staged_schema
 from tests.support import DAY, VALENCE, post
 
@@ -183,7 +182,7 @@ def test_rows_have_every_column_in_the_order_of_the_posts() -> None:
 
 def test_the_actor_labels_a_block() -> None:
     posts = pa.Table.from_pylist([{**post(n), "partition_date": DAY} for n in range(20)], schema=POST_SCHEMA)
-    actor = ClassifierActor(VALENCE, resolve(VALENCE).settings(), "run-1", Lake("nowhere"), Environment())
+    actor = ClassifierActor(VALENCE, resolve(VALENCE).settings(), "run-1", Environment())
     rows = actor(posts)
     assert rows["text"] == posts["text"]
     assert all(rows["was_successfully_labeled"].to_pylist())
