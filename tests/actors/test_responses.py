@@ -16,7 +16,7 @@ from actors import responses
 from actors.answers import Answers
 from actors.responses import Asker, Claim, ResponseStore, StoreAddress, join_store, leave_store, store_calls
 from datasets import responses as table
-from datasets.errors import ConfigError
+from datasets.errors import ConfigError, our_error
 from datasets.lake import Lake
 from datasets.responses import RunScope, remove_answers, store_path
 
@@ -463,7 +463,6 @@ def test_the_store_of_a_killed_driver_ends_by_itself(address: StoreAddress) -> N
 
 def test_a_folder_that_cannot_hold_it_is_named_across_ray(address: StoreAddress, tmp_path: Path) -> None:
     (tmp_path / "queues").write_text("a file")
-    from backfill.pipeline import our_error
 
     with pytest.raises(Exception, match="cannot keep answers in") as raised:
         join_store(address)
