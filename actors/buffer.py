@@ -2,7 +2,7 @@
 
 `stage` acknowledges a batch when it is durable; a thread flushes what is staged, by size or by age,
 to the lake, and another loads what was flushed from there into the database. What is on disk is in
-datasets/labels.py; held here is only which batches and files wait. So the actor may die at any
+datasets/labels/writing.py; held here is only which batches and files wait. So the actor may die at any
 moment: its successor reads the disk and goes on.
 """
 
@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.integrations import resolve
-from datasets import labels as store
 from datasets.database import Database, open_database
+from datasets.database_sync import OnFill, fill, load
 from datasets.errors import BackfillError, BadFile, RetryableError
-from datasets.label_files import labelled_uris
+from datasets.labels import writing
+from datasets.labels.reading import labelled_uris
 from datasets.lake import Lake
-from datasets.locks import ALL_DATES, Dates, Lock, live_runs
-from datasets.mirror import OnFill, fill, load
+from datasets.locking.locks import ALL_DATES, Dates, Lock, live_runs
 from datasets.schemas import PARTITION_DATE
 
 # The writer of a killed run may finish a flush before it notices.
@@ -81,7 +81,13 @@ class LabelBuffer:
         policy: FlushPolicy,
         dates: Dates = ALL_DATES,
     ) -> None:
-        self._lake, self._run_id, self._url, self._policy, self._dates = lake, run_id, database_url, policy, dates
+        self._lake, self._run_id, self._url, self._policy, self._dates = (
+            lake,
+            run_id,
+            database_url,
+            policy,
+            dates,
+        )
         self._labels = resolve(integration).labels
         self._lock: Lock | None = None
         self._database: Database | None = None
@@ -90,7 +96,9 @@ class LabelBuffer:
         # Every batch of this run that is durable, with its receipt if it was staged in this life.
         self._taken: dict[str, Receipt | None] = {}
         self._flushes = 0
-        self._unloaded: deque[list[str]] = deque()  # label files of each flush that wait for the database
+        self._unloaded: deque[list[str]] = (
+            deque()
+        )  # label files of each flush that wait for the database
         self._flushed = False  # after the last flush
         self._oldest: float | None = None
         self._closing = False
@@ -120,8 +128,8 @@ class LabelBuffer:
             return receipt
         revision = str(rows["label_model_revision"][0])
         # Named by all posts: after the death of a node a block may come again, with answers that had failed before.
-        batch = store.batch_name(self._labels.integration, revision, rows["uri"].to_pylist())
-        name = store.segment_name(self._run_id, batch)
+        batch = writing.batch_name(self._labels.integration, revision, rows["uri"].to_pylist())
+        name = writing.segment_name(self._run_id, batch)
         with self._changed:
             lock = self._open()
             self._changed.wait_for(self._has_room)
@@ -131,7 +139,7 @@ class LabelBuffer:
             self._taken[name] = receipt
         try:
             lock.ensure()
-            store.stage(self._lake, self._labels, name, known)
+            writing.stage(self._lake, self._labels, name, known)
         except BaseException:
             with self._changed:
                 self._taken.pop(name, None)
@@ -146,7 +154,9 @@ class LabelBuffer:
         """The receipt of a batch that was staged in an earlier life, from what the queue and the lake have of it."""
         uris_of = labelled_uris(self._lake, self._labels)
         days = pc.unique(rows[PARTITION_DATE]).to_pylist()
-        stored = pa.chunked_array([chunk for day in days for chunk in uris_of(day).chunks], pa.string())
+        stored = pa.chunked_array(
+            [chunk for day in days for chunk in uris_of(day).chunks], pa.string()
+        )
 
         succeeded = rows["was_successfully_labeled"]
         late = pc.and_(pc.is_valid(succeeded), pc.invert(pc.is_in(rows["uri"], value_set=stored)))
@@ -178,22 +188,32 @@ class LabelBuffer:
         if self._lock:
             return self._lock
         lake, labels, policy = self._lake, self._labels, self._policy
-        self._lock = Lock(lake, labels.integration, "buffer", self._run_id, _PREDECESSOR_SECONDS, self._dates)
+        self._lock = Lock(
+            lake, labels.integration, "buffer", self._run_id, _PREDECESSOR_SECONDS, self._dates
+        )
         with Lock(lake, labels.integration, "recover", self._run_id, _RECOVERY_SECONDS) as recovery:
             live = live_runs(lake, labels.integration, besides=self._run_id)
-            store.recover(lake, labels, live, recovery.ensure)
+            writing.recover(lake, labels, live, recovery.ensure)
             if not (policy.never or policy.keep):
-                store.drop_written(lake, labels)
-            staged = store.staged(lake, labels)
-            mine = [name for name in staged if store.run_of(name) == self._run_id]
-            left = store.left_by_dead(lake, labels, [name for name in staged if name not in mine], live)
-            for names in [] if policy.never else self._chunks(store.count_staged(lake, labels, left)):
-                store.adopt(lake, labels, names, self._next_name(), keep=policy.keep, ensure=recovery.ensure)
-        self._taken = dict.fromkeys([*store.flushed_batches(lake, labels, self._run_id), *mine])
-        self._rows = store.count_staged(lake, labels, mine)
+                writing.drop_written(lake, labels)
+            staged = writing.staged(lake, labels)
+            mine = [name for name in staged if writing.run_of(name) == self._run_id]
+            left = writing.left_by_dead(
+                lake, labels, [name for name in staged if name not in mine], live
+            )
+            for names in (
+                [] if policy.never else self._chunks(writing.count_staged(lake, labels, left))
+            ):
+                writing.adopt(
+                    lake, labels, names, self._next_name(), keep=policy.keep, ensure=recovery.ensure
+                )
+        self._taken = dict.fromkeys([*writing.flushed_batches(lake, labels, self._run_id), *mine])
+        self._rows = writing.count_staged(lake, labels, mine)
         self._oldest = time.monotonic() if mine else None
         for work in () if policy.never else (self._flush_until_closed, self._load_until_flushed):
-            thread = threading.Thread(target=self._work, args=(work,), name=work.__name__, daemon=True)
+            thread = threading.Thread(
+                target=self._work, args=(work,), name=work.__name__, daemon=True
+            )
             self._threads.append(thread)
             thread.start()
         return self._lock
@@ -249,7 +269,7 @@ class LabelBuffer:
     def _flush(self, batches: Mapping[str, int]) -> None:
         assert self._lock
         for chunk in self._chunks(batches):
-            written = store.flush(
+            written = writing.flush(
                 self._lake, self._labels, chunk, self._next_name(),
                 keep=self._policy.keep, replace=self._policy.replace, ensure=self._lock.ensure,
             )  # fmt: skip
@@ -292,7 +312,13 @@ class LabelBuffer:
         try:
             if self._database is None:
                 self._database = open_database(self._url)
-                fill(self._lake, self._labels, self._database, ours_only=True, tell=OnFill(bad_file=self._skip))
+                fill(
+                    self._lake,
+                    self._labels,
+                    self._database,
+                    ours_only=True,
+                    tell=OnFill(bad_file=self._skip),
+                )
             elif paths:
                 load(self._lake, self._labels, self._database, paths)
             self._behind = None
@@ -321,4 +347,6 @@ def _receipt(rows: pa.Table) -> Receipt:
         return Counter({entry["values"]: entry["counts"] for entry in counts})
 
     rejected = pc.fill_null(pc.invert(succeeded), False)
-    return Receipt(pc.sum(succeeded).as_py() or 0, reasons(rejected), reasons(pc.is_null(succeeded)))
+    return Receipt(
+        pc.sum(succeeded).as_py() or 0, reasons(rejected), reasons(pc.is_null(succeeded))
+    )

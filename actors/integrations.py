@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from datasets.boundary.secrets import remember_environment
 from datasets.errors import ConfigError, RejectedPost, RetryableError
-from datasets.secrets import remember_environment
 
 if TYPE_CHECKING:
-    from actors.remote import Remote
-    from datasets.label_files import Labels
+    from actors.remote.protocol import Remote
+    from datasets.labels.reading import Labels
 
 
 class Environment(dict[str, str]):
@@ -96,7 +96,9 @@ class Integration:
     unused: Callable[[Mapping[str, Any]], str | None] | None = None
 
     def read_environment(self) -> Environment:
-        found = Environment({name: os.environ[name] for name in self.environment if os.environ.get(name)})
+        found = Environment(
+            {name: os.environ[name] for name in self.environment if os.environ.get(name)}
+        )
         remember_environment(found)
         return found
 
@@ -108,7 +110,7 @@ class Integration:
 
     @property
     def labels(self) -> Labels:
-        from datasets.label_files import Labels
+        from datasets.labels.reading import Labels
         from datasets.schemas import label_schema
 
         return Labels(self.name, label_schema(self.columns))
@@ -137,7 +139,11 @@ def integrations() -> dict[str, Integration]:
 def resolve(name: str) -> Integration:
     """By name, with or without its `ml_inference_`, or by alias. Raises ConfigError for any other."""
     for integration in _registry():
-        if name in (integration.name, integration.name.removeprefix("ml_inference_"), integration.alias):
+        if name in (
+            integration.name,
+            integration.name.removeprefix("ml_inference_"),
+            integration.alias,
+        ):
             return integration
     known = ", ".join(f"{i.name} ({i.alias})" for i in _registry())
     raise ConfigError(f"there is no integration {name!r}; the integrations are {known}")

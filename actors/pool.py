@@ -19,13 +19,13 @@ from typing import Any
 import pyarrow as pa
 
 from actors.integrations import Classifier, Environment, Integration, Outcome, resolve
-from actors.remote import readable
-from actors.responses import StoreAddress
+from actors.remote.answer_cache import AnswerCacheAddress
+from actors.remote.protocol import readable
+from datasets.boundary.secrets import remember_environment
 from datasets.errors import BackfillError, FatalError, RejectedPost, RetryableError
-from datasets.labels import batch_name
+from datasets.labels.writing import batch_name
 from datasets.schemas import PARTITION_DATE, POST_COLUMNS, staged_schema
 from datasets.scratch import scratch_folder
-from datasets.secrets import remember_environment
 
 # A range of rows that killed the process is tried again in this many pieces.
 _PIECES = 16
@@ -45,7 +45,7 @@ class ClassifierActor:
         settings: Any,
         run_id: str,
         environment: Environment,
-        answers: StoreAddress | None = None,
+        answers: AnswerCacheAddress | None = None,
     ) -> None:
         """`answers` is where those of an API are kept."""
         self._integration = resolve(integration)
@@ -62,7 +62,9 @@ class ClassifierActor:
         except BackfillError as error:
             self._broken = error
         except Exception as error:  # noqa: BLE001 - whatever a model's loading code raises
-            self._broken = FatalError(f"{integration} cannot be loaded ({type(error).__name__}: {error})")
+            self._broken = FatalError(
+                f"{integration} cannot be loaded ({type(error).__name__}: {error})"
+            )
 
     def __call__(self, posts: pa.Table) -> pa.Table:
         """POST_SCHEMA in; one row a post in `staged_schema` out, in the same order."""
@@ -72,18 +74,23 @@ class ClassifierActor:
         if not self._local:
             outcomes = list(self._classifier.classify(texts))
             return label_rows(self._integration, self._classifier, self._run_id, posts, outcomes)
-        name = batch_name(self._integration.name, self._classifier.revision, posts["uri"].to_pylist())
+        name = batch_name(
+            self._integration.name, self._classifier.revision, posts["uri"].to_pylist()
+        )
         with Attempts(f"{self._run_id}-{name}") as attempts, _no_garbage_collection():
             outcomes = classify_surviving(self._classifier, texts, attempts)
         return label_rows(self._integration, self._classifier, self._run_id, posts, outcomes)
 
 
 def _make_classifier(
-    integration: Integration, settings: Any, environment: Environment, answers: StoreAddress | None
+    integration: Integration,
+    settings: Any,
+    environment: Environment,
+    answers: AnswerCacheAddress | None,
 ) -> Classifier:
     if integration.placement(settings) != "api":
         return integration.load(settings)
-    from actors.api import connect
+    from actors.remote.client import connect
 
     assert integration.remote
     assert answers
@@ -101,15 +108,22 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def label_rows(
-    integration: Integration, classifier: Classifier, run_id: str, posts: pa.Table, outcomes: Sequence[Outcome]
+    integration: Integration,
+    classifier: Classifier,
+    run_id: str,
+    posts: pa.Table,
+    outcomes: Sequence[Outcome],
 ) -> pa.Table:
     """Label rows of `staged_schema`, in the order of `posts`; a passing failure has no `was_successfully_labeled`."""
     count = len(posts)
     columns: dict[str, Any] = {name: posts[name] for name in (*POST_COLUMNS, PARTITION_DATE)}
     for name in integration.columns:
-        columns[name] = [outcome.get(name) if isinstance(outcome, dict) else None for outcome in outcomes]
+        columns[name] = [
+            outcome.get(name) if isinstance(outcome, dict) else None for outcome in outcomes
+        ]
     columns["was_successfully_labeled"] = [
-        None if isinstance(outcome, RetryableError) else isinstance(outcome, dict) for outcome in outcomes
+        None if isinstance(outcome, RetryableError) else isinstance(outcome, dict)
+        for outcome in outcomes
     ]
     columns["reason"] = [_reason(outcome) for outcome in outcomes]
     columns["label_timestamp"] = [datetime.now(UTC).strftime("%Y-%m-%d-%H:%M:%S")] * count
@@ -126,12 +140,16 @@ def _reason(outcome: Outcome) -> str | None:
     return readable(str(outcome), _REASON_CHARS) if isinstance(outcome, RejectedPost) else None
 
 
-def classify_surviving(classifier: Classifier, texts: Sequence[str], attempts: Attempts) -> list[Outcome]:
+def classify_surviving(
+    classifier: Classifier, texts: Sequence[str], attempts: Attempts
+) -> list[Outcome]:
     """Outcomes in order, whatever single texts do to the classifier or to its process."""
     outcomes: list[Outcome] = []
     for start, stop in attempts.ranges(len(texts)):
         if attempts.is_poison(start, stop):
-            outcomes.append(RejectedPost(f"the classifier's process died {_DEATHS} times on this post alone"))
+            outcomes.append(
+                RejectedPost(f"the classifier's process died {_DEATHS} times on this post alone")
+            )
             continue
         attempts.begin(start, stop)
         outcomes.extend(_classify_halving(classifier, texts[start:stop]))
@@ -142,7 +160,9 @@ def _classify_halving(classifier: Classifier, texts: Sequence[str]) -> list[Outc
     try:
         outcomes = list(classifier.classify(texts))
         if len(outcomes) != len(texts):
-            raise FatalError(f"{classifier.model} gave {len(outcomes)} answers for {len(texts)} posts")
+            raise FatalError(
+                f"{classifier.model} gave {len(outcomes)} answers for {len(texts)} posts"
+            )
         return outcomes
     except FatalError:
         raise
@@ -152,7 +172,9 @@ def _classify_halving(classifier: Classifier, texts: Sequence[str]) -> list[Outc
         if len(texts) == 1:
             return [RejectedPost(f"{type(error).__name__}: {error}")]
         half = len(texts) // 2
-        return _classify_halving(classifier, texts[:half]) + _classify_halving(classifier, texts[half:])
+        return _classify_halving(classifier, texts[:half]) + _classify_halving(
+            classifier, texts[half:]
+        )
 
 
 class Attempts:
@@ -188,7 +210,9 @@ class Attempts:
         return found
 
     def is_poison(self, start: int, stop: int) -> bool:
-        return stop - start == 1 and any(entry[:2] == (start, stop) and entry[2] >= _DEATHS for entry in self._suspects)
+        return stop - start == 1 and any(
+            entry[:2] == (start, stop) and entry[2] >= _DEATHS for entry in self._suspects
+        )
 
     def begin(self, start: int, stop: int) -> None:
         self._write((start, stop))
@@ -229,7 +253,9 @@ class _Blocks:
 _BLOCKS = _Blocks()
 
 
-def _narrow(suspects: Sequence[tuple[int, ...]], died: tuple[int, ...]) -> list[tuple[int, int, int]]:
+def _narrow(
+    suspects: Sequence[tuple[int, ...]], died: tuple[int, ...]
+) -> list[tuple[int, int, int]]:
     """The suspects after one more death, with rows `died` at work: that range in pieces, or blamed once more."""
     start, stop = died
     known = [(s, e, deaths) for s, e, deaths in suspects if (s, e) != (start, stop)]

@@ -11,10 +11,10 @@ import os
 import re
 from pathlib import Path
 
+from datasets.boundary.secrets import redact, remember_url
+from datasets.boundary.urls import http_url
 from datasets.errors import ConfigError
 from datasets.lake import Lake
-from datasets.secrets import redact, remember_url
-from datasets.urls import http_url
 
 ROOT = Path(__file__).resolve().parent.parent
 _SQLITE = "sqlite:///"
@@ -29,7 +29,9 @@ def lake_at(typed: str, option: str = "--data-dir") -> Lake:
     scheme, _, rest = typed.partition("://")
     bucket, *prefix = re.split("/+", rest.strip("/"))
     if scheme.lower() != "s3" or not bucket:
-        raise ConfigError(f"{option} {redact(typed)} is neither a folder nor an s3://BUCKET/PREFIX; give one of them")
+        raise ConfigError(
+            f"{option} {redact(typed)} is neither a folder nor an s3://BUCKET/PREFIX; give one of them"
+        )
     if "@" in bucket:
         remember_url(typed)
         raise ConfigError(

@@ -15,9 +15,9 @@ from typing import Any
 
 from actors.integrations import Integration, integrations
 from backfill.addresses import database_at, file_at, lake_at
+from datasets.boundary.settings import check_numbers
 from datasets.errors import ConfigError
 from datasets.lake import Lake
-from datasets.settings import check_numbers
 from pds.settings import PdsSettings
 
 DEFAULT_CONFIG = "backfill.toml"
@@ -65,14 +65,21 @@ class Workspace:
     debug: bool = False
 
 
-def workspace(
-    data_dir: str, database_url: str | None, ray_address: str | None, config: str | None, *, debug: bool
+def open_workspace(
+    data_dir: str,
+    database_url: str | None,
+    ray_address: str | None,
+    config: str | None,
+    *,
+    debug: bool,
 ) -> Workspace:
     """Raises ConfigError for a config file that does not fit, and for a place that would not last or is none."""
     lake = lake_at(data_dir)
     if database_url is None:
         database_url = f"sqlite:///{lake.root}/backfill.db" if lake.is_local else ""
-    return Workspace(lake, database_at(database_url), ray_address or None, load_config(config), debug)
+    return Workspace(
+        lake, database_at(database_url), ray_address or None, load_config(config), debug
+    )
 
 
 def new_run_id() -> str:
@@ -89,20 +96,30 @@ def load_config(path: str | None) -> Config:
         with open(path, "rb") as file:
             document = tomllib.load(file)
     except OSError as error:
-        raise ConfigError(f"the config file {path} cannot be read ({error.strerror}); check --config") from error
+        raise ConfigError(
+            f"the config file {path} cannot be read ({error.strerror}); check --config"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML ({error}); mend that line") from error
     unknown = set(document) - {"run", "pds", "integrations"}
     if unknown:
-        raise ConfigError(f"{path}: there is no table [{min(unknown)}]; use [run], [pds] and [integrations.NAME]")
+        raise ConfigError(
+            f"{path}: there is no table [{min(unknown)}]; use [run], [pds] and [integrations.NAME]"
+        )
     known = integrations()
     settings = {}
     for name, table in document.get("integrations", {}).items():
         if name not in known:
-            raise ConfigError(f"{path}: there is no integration {name!r}; the integrations are {', '.join(known)}")
+            raise ConfigError(
+                f"{path}: there is no integration {name!r}; the integrations are {', '.join(known)}"
+            )
         settings[name] = _build(known[name].settings, table, f"{path} [integrations.{name}]")
     run, pds = document.get("run", {}), document.get("pds", {})
-    return Config(_build(RunSettings, run, f"{path} [run]"), _build(PdsSettings, pds, f"{path} [pds]"), settings)
+    return Config(
+        _build(RunSettings, run, f"{path} [run]"),
+        _build(PdsSettings, pds, f"{path} [pds]"),
+        settings,
+    )
 
 
 def _build(kind: type, table: Any, where: str) -> Any:
@@ -113,7 +130,9 @@ def _build(kind: type, table: Any, where: str) -> Any:
     names = [f.name for f in dataclasses.fields(kind)]
     for key, value in table.items():
         if key not in names:
-            raise ConfigError(f"{where}: there is no setting {key!r}; the settings are {', '.join(names) or 'none'}")
+            raise ConfigError(
+                f"{where}: there is no setting {key!r}; the settings are {', '.join(names) or 'none'}"
+            )
         if not _is_a(value, hints[key]):
             raise ConfigError(f"{where}: {key} = {value!r} is not of the type {_shown(hints[key])}")
     paths = _PATHS if table.get("backend") != "llm" else ()
@@ -131,9 +150,13 @@ def _is_a(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_is_a(value, option) for option in typing.get_args(hint))
     if origin is not None and issubclass(origin, Mapping):
-        return isinstance(value, dict) and all(_is_a(entry, typing.get_args(hint)[1]) for entry in value.values())
+        return isinstance(value, dict) and all(
+            _is_a(entry, typing.get_args(hint)[1]) for entry in value.values()
+        )
     if origin in (tuple, list):
-        return isinstance(value, list) and all(_is_a(entry, typing.get_args(hint)[0]) for entry in value)
+        return isinstance(value, list) and all(
+            _is_a(entry, typing.get_args(hint)[0]) for entry in value
+        )
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and not (hint is int and isinstance(value, bool))

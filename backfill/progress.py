@@ -39,7 +39,11 @@ class Tally:
     @property
     def stalls(self) -> bool:
         """Whether there is something to wait for."""
-        return not self.seconds and not self.error and self.done + self.retryable.total() < self.eligible
+        return (
+            not self.seconds
+            and not self.error
+            and self.done + self.retryable.total() < self.eligible
+        )
 
     @property
     def failed(self) -> int:
@@ -60,7 +64,9 @@ class Progress:
         self._seen: deque[tuple[float, int]] = deque()
         self._why: Callable[[str], str] | None = None
         self._moved: dict[str, tuple[int, float, float]] = {}
-        self._thread = threading.Thread(target=self._print_until_closed, name="progress", daemon=True)
+        self._thread = threading.Thread(
+            target=self._print_until_closed, name="progress", daemon=True
+        )
 
     def __enter__(self) -> Progress:
         self._thread.start()
@@ -117,7 +123,9 @@ class Progress:
                 self._moved[name] = (count, now, _STALL_SECONDS)
             elif now - since >= patience:
                 self._moved[name] = (count, since, 2 * patience)
-                self.say(f"{name}: nothing labelled for {format_seconds(now - since)}: {self._reason(name)}")
+                self.say(
+                    f"{name}: nothing labelled for {format_seconds(now - since)}: {self._reason(name)}"
+                )
 
     def _reason(self, name: str) -> str:
         try:
@@ -142,9 +150,17 @@ class Progress:
         rate = self._rate(done)
         if not done:
             return f"{self._status}, {eligible:,} posts to label"
-        left = f"{format_seconds((eligible - done) / rate)} left" if rate and done < eligible else ""
-        pace = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"  # one post in two seconds is not none
-        return ", ".join(filter(None, [f"{done:,} of {eligible:,} posts, {pace}/s", left, f"{rejected:,} rejected"]))
+        left = (
+            f"{format_seconds((eligible - done) / rate)} left" if rate and done < eligible else ""
+        )
+        pace = (
+            f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        )  # one post in two seconds is not none
+        return ", ".join(
+            filter(
+                None, [f"{done:,} of {eligible:,} posts, {pace}/s", left, f"{rejected:,} rejected"]
+            )
+        )
 
     def _rate(self, done: int) -> float:
         """Posts a second over the last seconds; before the first label, this only starts the clock."""
@@ -159,7 +175,11 @@ class Progress:
 def format_seconds(seconds: float) -> str:
     """12 s, 3 min 20 s, 5 h 10 min, 3 d 4 h."""
     whole = round(seconds)
-    for size, name, smaller, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+    for size, name, smaller, small in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
         if whole >= size:
             return f"{whole // size} {name} {whole % size // smaller} {small}"
     return f"{whole} s"

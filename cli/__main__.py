@@ -43,7 +43,7 @@ def _own_streams() -> None:
 
     What Ray's C++ parts write to the file descriptor goes nowhere; see --debug.
     """
-    from datasets.secrets import redacting, remember_environment
+    from datasets.boundary.secrets import redacting, remember_environment
 
     remember_environment(os.environ)
     sys.stdout = redacting(sys.stdout)
@@ -54,7 +54,9 @@ def _own_streams() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     os.close(nowhere)
-    sys.stderr = redacting(os.fdopen(ours, "w", buffering=1, encoding="utf-8", errors="backslashreplace"))
+    sys.stderr = redacting(
+        os.fdopen(ours, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    )
 
 
 def make_cli() -> Any:
@@ -73,7 +75,9 @@ def make_cli() -> Any:
             command: click.Command = getattr(importlib.import_module(module), attribute)
             return command
 
-    @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+    @click.group(
+        cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80}
+    )
     @options.group_options
     def cli() -> None:
         """Label Bluesky posts with several classifiers on Ray, each post once, and go on after anything."""
@@ -107,7 +111,10 @@ def main(arguments: list[str] | None = None) -> int:
         if "--debug" in (arguments or sys.argv):
             raise
         reason = (str(error).strip().splitlines() or [""])[0]
-        return _fail(f"unexpected {type(error).__name__}: {reason}; run it with --debug for the traceback", EXIT_ERROR)
+        return _fail(
+            f"unexpected {type(error).__name__}: {reason}; run it with --debug for the traceback",
+            EXIT_ERROR,
+        )
     return 0
 
 

@@ -24,14 +24,20 @@ class Services(options.IntegrationNames):
 
     name = "all|NAME|ALIAS"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
         return tuple(integrations()) if value == "all" else super().convert(value, param, ctx)
 
 
 @click.command()
 @options.record_type_option
 @click.option("--add-to-queue", is_flag=True, help="Enqueue eligible posts into the input queues.")
-@click.option("--run-integrations", is_flag=True, help="Label what is in the input queues into the output queues.")
+@click.option(
+    "--run-integrations",
+    is_flag=True,
+    help="Label what is in the input queues into the output queues.",
+)
 @options.integrations_option
 @options.start_date_option
 @options.end_date_option
@@ -41,14 +47,26 @@ class Services(options.IntegrationNames):
     is_flag=True,
     help="Write the output queue to the lake, and to the database what it lacks of the lake.",
 )
-@click.option("--service-source-buffer", type=Services(), help="Whose output queue to write or clear.")
-@click.option("--clear-queue", is_flag=True, help="Clear the output queue after it was written.")
-@click.option("--bypass-write", is_flag=True, help="With --clear-queue: clear the output queue without writing it.")
 @click.option(
-    "-p", "--backfill-period", type=click.Choice(["days", "hours"]), help="Unit of --backfill-duration. [default days]"
+    "--service-source-buffer", type=Services(), help="Whose output queue to write or clear."
+)
+@click.option("--clear-queue", is_flag=True, help="Clear the output queue after it was written.")
+@click.option(
+    "--bypass-write",
+    is_flag=True,
+    help="With --clear-queue: clear the output queue without writing it.",
 )
 @click.option(
-    "-d", "--backfill-duration", type=click.IntRange(min=1), help="Run only what was enqueued in the last N periods."
+    "-p",
+    "--backfill-period",
+    type=click.Choice(["days", "hours"]),
+    help="Unit of --backfill-duration. [default days]",
+)
+@click.option(
+    "-d",
+    "--backfill-duration",
+    type=click.IntRange(min=1),
+    help="Run only what was enqueued in the last N periods.",
 )
 @options.max_records_option
 @options.qps_option
@@ -62,34 +80,44 @@ class Services(options.IntegrationNames):
     show_default=True,
     help="Where to enqueue from: the data folder, or the lake at BACKFILL_S3_LAKE (s3://…).",
 )
-@click.option("--clear-input-queues", is_flag=True, help="First clear the input queues of --integrations. Asks.")
-@click.option("--clear-output-queues", is_flag=True, help="First clear the output queues of --integrations. Asks.")
+@click.option(
+    "--clear-input-queues",
+    is_flag=True,
+    help="First clear the input queues of --integrations. Asks.",
+)
+@click.option(
+    "--clear-output-queues",
+    is_flag=True,
+    help="First clear the output queues of --integrations. Asks.",
+)
 @click.option("--yes", is_flag=True, help="Answer yes when asked.")
 @options.skip_bad_files_option
 @options.workspace_options
-def backfill(place: Workspace, integration_names: tuple[tuple[str, ...], ...], **given: Any) -> None:
+def backfill(
+    workspace: Workspace, integration_names: tuple[tuple[str, ...], ...], **given: Any
+) -> None:
     """Enqueue, run, write and clear: each phase on its own, in any process, on any day.
 
     Several flags of one command are carried out in this order: clear, enqueue, run, write.
     """
     _check(integration_names, given)
-    place = options.with_qps(place, given["qps"])
+    workspace = options.with_qps(workspace, given["qps"])
     chosen = options.chosen_integrations(integration_names)
     if given["clear_input_queues"] or given["clear_output_queues"]:
-        _clear(place, chosen, given)
+        _clear(workspace, chosen, given)
     if given["add_to_queue"]:
-        _enqueue(place, chosen, given)
+        _enqueue(workspace, chosen, given)
     result = None
     if given["run_integrations"]:
-        from backfill.phases import run_queued
+        from backfill.labels.phases import run_queued
 
         since = None
         if given["backfill_duration"]:
             period = timedelta(**{given["backfill_period"] or "days": 1})
             since = period * min(given["backfill_duration"], timedelta.max // period)
-        result = run_queued(place, chosen, since, given["max_records_per_run"], sys.stderr)
+        result = run_queued(workspace, chosen, since, given["max_records_per_run"], sys.stderr)
     if given["write_cache_buffer_to_storage"]:
-        _write(place, given)
+        _write(workspace, given)
     if result:
         finish(result, as_json=False)
 
@@ -142,24 +170,24 @@ def _source_lake() -> Lake:
     return lake_at(root, "BACKFILL_S3_LAKE")
 
 
-def _clear(place: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> None:
-    from backfill.phases import clear
+def _clear(workspace: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> None:
+    from backfill.labels.phases import clear
     from datasets.queues import Kind, folder
 
     kinds: list[Kind] = [kind for kind in ("input", "output") if given[f"clear_{kind}_queues"]]
     names = [folder(kind, integration.name) for integration in chosen for kind in kinds]
-    question = f"Delete everything in {', '.join(names)} of {place.lake.root}?"
+    question = f"Delete everything in {', '.join(names)} of {workspace.lake.root}?"
     if not given["yes"] and not click.confirm(question, err=True):
         raise click.UsageError("nothing was cleared, because the answer was not yes")
-    for name, count in clear(place, chosen, kinds).items():
+    for name, count in clear(workspace, chosen, kinds).items():
         click.echo(f"cleared {name}: {number(count)} segments")
 
 
-def _enqueue(place: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> None:
-    from backfill.enqueue import enqueue
-    from backfill.scope import BadFiles
+def _enqueue(workspace: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> None:
+    from backfill.labels.enqueue import enqueue
+    from backfill.labels.post_filter import BadFiles
 
-    scope = options.make_scope(
+    scope = options.make_post_filter(
         given["record_type"],
         given["start_date"],
         given["end_date"],
@@ -167,25 +195,35 @@ def _enqueue(place: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> 
         sample_seed=given["sample_seed"],
         feed_lookback_days=given["feed_lookback_days"],
     )
-    source = _source_lake() if given["source_data_location"] == "s3" else place.lake
+    source = _source_lake() if given["source_data_location"] == "s3" else workspace.lake
     bad_files = BadFiles(given["skip_bad_files"])
-    counts = enqueue(place, source, scope, chosen, bad_files)
-    click.echo(table(["integration", "enqueued"], [[short(name), number(count)] for name, count in counts.items()]))
+    counts = enqueue(workspace, source, scope, chosen, bad_files)
+    click.echo(
+        table(
+            ["integration", "enqueued"],
+            [[short(name), number(count)] for name, count in counts.items()],
+        )
+    )
     show_skipped([str(error) for error in bad_files.skipped])
 
 
-def _write(place: Workspace, given: dict[str, Any]) -> None:
-    from backfill.phases import clear, write
-    from backfill.scope import BadFiles
+def _write(workspace: Workspace, given: dict[str, Any]) -> None:
+    from backfill.labels.phases import clear, write
+    from backfill.labels.post_filter import BadFiles
 
     chosen = options.chosen_integrations((given["service_source_buffer"],))
     if not given["bypass_write"]:
         bad_files = BadFiles(given["skip_bad_files"])
-        done = write(place, chosen, bad_files)
-        rows = [[short(name), number(each.moved), number(each.in_database)] for name, each in done.items()]
+        done = write(workspace, chosen, bad_files)
+        rows = [
+            [short(name), number(each.moved), number(each.in_database)]
+            for name, each in done.items()
+        ]
         click.echo(table(["integration", "written", "in the database"], rows))
-        show_nameless({path: count for each in done.values() for path, count in each.nameless.items()})
+        show_nameless(
+            {path: count for each in done.values() for path, count in each.nameless.items()}
+        )
         show_skipped([str(error) for error in bad_files.skipped])
     if given["clear_queue"]:
-        for name, count in clear(place, chosen, ["output"]).items():
+        for name, count in clear(workspace, chosen, ["output"]).items():
             click.echo(f"cleared {name}: {number(count)} segments")

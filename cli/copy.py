@@ -15,8 +15,12 @@ from cli.tables import number, short, table
 
 
 @click.command()
-@click.option("--from", "source", metavar="PATH|s3://…", required=True, help="The lake to copy labels from.")
-@click.option("--to", "target", metavar="PATH|s3://…", required=True, help="The lake to copy them to.")
+@click.option(
+    "--from", "source", metavar="PATH|s3://…", required=True, help="The lake to copy labels from."
+)
+@click.option(
+    "--to", "target", metavar="PATH|s3://…", required=True, help="The lake to copy them to."
+)
 @options.integrations_option
 @options.start_date_option
 @options.end_date_option
@@ -38,8 +42,8 @@ def copy(
     """
     options.check_order(start_date, end_date)
     from backfill.addresses import lake_at
-    from backfill.copy import copy as copy_labels
-    from backfill.scope import BadFiles
+    from backfill.labels.copy import copy as copy_labels
+    from backfill.labels.post_filter import BadFiles
 
     there, here = lake_at(source, "--from"), lake_at(target, "--to")
     if there == here:
@@ -49,7 +53,10 @@ def copy(
     copied = copy_labels(there, here, chosen, start_date, end_date, bad_files, sys.stderr)
     show_skipped([str(error) for error in bad_files.skipped])
     head = ["integration", "files", "labels", "bytes", "there already"]
-    rows = [[short(name), *map(number, (c.files, c.rows, c.bytes, c.already))] for name, c in copied.items()]
+    rows = [
+        [short(name), *map(number, (c.files, c.rows, c.bytes, c.already))]
+        for name, c in copied.items()
+    ]
     click.echo(table(head, rows), err=as_json)
     for name, counts in copied.items():
         if counts.staged:
@@ -59,4 +66,6 @@ def copy(
                 err=True,
             )
     if as_json:
-        click.echo(json.dumps({"integrations": {name: asdict(counts) for name, counts in copied.items()}}))
+        click.echo(
+            json.dumps({"integrations": {name: asdict(counts) for name, counts in copied.items()}})
+        )

@@ -18,7 +18,7 @@ from datasets.errors import ConfigError
 
 if TYPE_CHECKING:
     from backfill.config import Workspace
-    from backfill.scope import Scope
+    from backfill.labels.post_filter import PostFilter
 
 DEFAULT_DATA_DIR = "./data"
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -44,9 +44,15 @@ class Number(click.FloatRange):
     def __init__(self, most: float | None = None) -> None:
         super().__init__(0, most, min_open=True)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
         number = float(super().convert(value, param, ctx))
-        return number if math.isfinite(number) else self.fail(f"{value!r} is not a number above 0", param, ctx)
+        return (
+            number
+            if math.isfinite(number)
+            else self.fail(f"{value!r} is not a number above 0", param, ctx)
+        )
 
 
 class IntegrationNames(click.ParamType[tuple[str, ...]]):
@@ -54,7 +60,9 @@ class IntegrationNames(click.ParamType[tuple[str, ...]]):
 
     name = "NAME|ALIAS"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
         try:
@@ -84,7 +92,9 @@ record_type_option = click.option(
     type=click.Choice(["posts", "posts_used_in_feeds"]),
     help="All posts of the dates, or the posts that feeds of the dates have shown.",
 )
-start_date_option = click.option("--start-date", type=Day(), help="First partition date, inclusive.")
+start_date_option = click.option(
+    "--start-date", type=Day(), help="First partition date, inclusive."
+)
 end_date_option = click.option("--end-date", type=Day(), help="Last partition date, inclusive.")
 max_records_option = click.option(
     "--max-records-per-run",
@@ -115,15 +125,22 @@ qps_option = click.option(
     help="The Perspective API's quota in queries a second. [env PERSPECTIVE_QPS; default 1]",
 )
 skip_bad_files_option = click.option(
-    "--skip-bad-files", is_flag=True, help="Go on without files that cannot be used, and report them."
+    "--skip-bad-files",
+    is_flag=True,
+    help="Go on without files that cannot be used, and report them.",
 )
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object on standard output, everything else on standard error."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="One JSON object on standard output, everything else on standard error.",
 )
 
 _WORKSPACE = {
     "data_dir": click.option(
-        "--data-dir", metavar="PATH|s3://…", help=f"The lake. [env BACKFILL_DATA_DIR; default {DEFAULT_DATA_DIR}]"
+        "--data-dir",
+        metavar="PATH|s3://…",
+        help=f"The lake. [env BACKFILL_DATA_DIR; default {DEFAULT_DATA_DIR}]",
     ),
     "database_url": click.option(
         "--database-url",
@@ -132,10 +149,16 @@ _WORKSPACE = {
         "a lake on S3 needs one]",
     ),
     "ray_address": click.option(
-        "--ray-address", metavar="ADDRESS", help="A running Ray. [env RAY_ADDRESS; default: start Ray here]"
+        "--ray-address",
+        metavar="ADDRESS",
+        help="A running Ray. [env RAY_ADDRESS; default: start Ray here]",
     ),
-    "config": click.option("--config", metavar="FILE", help="Settings. [default backfill.toml, if there is one]"),
-    "debug": click.option("--debug", is_flag=True, default=None, help="Show Ray's output, and tracebacks of errors."),
+    "config": click.option(
+        "--config", metavar="FILE", help="Settings. [default backfill.toml, if there is one]"
+    ),
+    "debug": click.option(
+        "--debug", is_flag=True, default=None, help="Show Ray's output, and tracebacks of errors."
+    ),
 }
 
 
@@ -145,7 +168,7 @@ def workspace_options(command: Command) -> Command:
     @functools.wraps(command)
     def with_place(*args: Any, **kwargs: Any) -> Any:
         given = {name: kwargs.pop(name) for name in _WORKSPACE}
-        return command(*args, place=_workspace(given), **kwargs)
+        return command(*args, workspace=_workspace(given), **kwargs)
 
     return _with_all(with_place)
 
@@ -168,7 +191,7 @@ def _with_all(command: Command) -> Command:
 
 
 def _workspace(given: dict[str, Any]) -> Workspace:
-    from backfill.config import workspace
+    from backfill.config import open_workspace
 
     before = click.get_current_context().find_root().obj or {}
 
@@ -178,7 +201,7 @@ def _workspace(given: dict[str, Any]) -> Workspace:
                 return source[name]
         return os.environ.get(variable) or None if variable else None
 
-    return workspace(
+    return open_workspace(
         value("data_dir", "BACKFILL_DATA_DIR") or DEFAULT_DATA_DIR,
         value("database_url", "BACKFILL_DATABASE_URL"),
         value("ray_address", "RAY_ADDRESS"),
@@ -192,9 +215,18 @@ def selection_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_scope(*args: Any, **kwargs: Any) -> Any:
-        names = ("record_type", "start_date", "end_date", "max_records_per_run", "sample_proportion", "sample_seed")
-        given = {name: kwargs.pop(name) for name in (*names, "feed_lookback_days", "retry_rejected")}
-        return command(*args, scope=make_scope(**given), **kwargs)
+        names = (
+            "record_type",
+            "start_date",
+            "end_date",
+            "max_records_per_run",
+            "sample_proportion",
+            "sample_seed",
+        )
+        given = {
+            name: kwargs.pop(name) for name in (*names, "feed_lookback_days", "retry_rejected")
+        }
+        return command(*args, scope=make_post_filter(**given), **kwargs)
 
     decorated: Command = with_scope
     for option in (
@@ -212,7 +244,7 @@ def selection_options(command: Command) -> Command:
     return decorated
 
 
-def make_scope(
+def make_post_filter(
     record_type: Any,
     start_date: Any,
     end_date: Any,
@@ -222,26 +254,30 @@ def make_scope(
     feed_lookback_days: int = 4,
     *,
     retry_rejected: bool = False,
-) -> Scope:
+) -> PostFilter:
     """Raises UsageError where a part is missing or the dates are in the wrong order."""
     require(record_type=record_type, start_date=start_date, end_date=end_date)
     check_order(start_date, end_date)
-    from backfill.scope import Scope
+    from backfill.labels.post_filter import PostFilter
     from datasets.posts import Sample
 
     sample = None if sample_proportion is None else Sample(sample_proportion, sample_seed)
     lookback = min(feed_lookback_days, date.max.toordinal())
-    return Scope(record_type, start_date, end_date, max_records_per_run, sample, lookback, retry_rejected)
+    return PostFilter(
+        record_type, start_date, end_date, max_records_per_run, sample, lookback, retry_rejected
+    )
 
 
-def with_qps(place: Workspace, qps: float | None) -> Workspace:
+def with_qps(workspace: Workspace, qps: float | None) -> Workspace:
     """The flag wins over the config file and the environment."""
     if qps is None:
-        return place
+        return workspace
     perspective = resolve("p")
-    settings = changed_settings(place.config.settings(perspective), "--qps", qps=qps)
-    changed = {**place.config.integrations, perspective.name: settings}
-    return dataclasses.replace(place, config=dataclasses.replace(place.config, integrations=changed))
+    settings = changed_settings(workspace.config.settings(perspective), "--qps", qps=qps)
+    changed = {**workspace.config.integrations, perspective.name: settings}
+    return dataclasses.replace(
+        workspace, config=dataclasses.replace(workspace.config, integrations=changed)
+    )
 
 
 def changed_settings(settings: Any, flag: str, **values: Any) -> Any:
@@ -254,9 +290,15 @@ def changed_settings(settings: Any, flag: str, **values: Any) -> Any:
 
 def require(**values: Any) -> None:
     """Each value must have been given; its name is the flag's."""
-    missing = [f"--{name.replace('_', '-')}" for name, value in values.items() if value is None or value == ()]
+    missing = [
+        f"--{name.replace('_', '-')}"
+        for name, value in values.items()
+        if value is None or value == ()
+    ]
     if missing:
-        raise click.UsageError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} required")
+        raise click.UsageError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} required"
+        )
 
 
 def check_order(start_date: str | None, end_date: str | None) -> None:

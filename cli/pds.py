@@ -11,14 +11,14 @@ import click
 
 from cli import options
 from cli.tables import number, table
-from datasets.coverage import RECORD_TYPES
+from datasets.repos.coverage import RECORD_TYPES
 from pds.settings import MIB, PLC_DIRECTORY, PdsSettings
 
 if TYPE_CHECKING:
     from backfill.config import Workspace
-    from backfill.pds_resolve import Unresolved
-    from backfill.pds_sync import SyncOptions, SyncResult
-    from datasets.pds_state import Identity
+    from backfill.repos.resolve import Unresolved
+    from backfill.repos.sync import SyncOptions, SyncResult
+    from datasets.repos.state import Identity
 
 EXIT_LEFT = 3
 _SHOWN = 10
@@ -30,7 +30,9 @@ class RecordTypes(click.ParamType[tuple[str, ...]]):
 
     name = "TYPE"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
         names = tuple(name.strip() for name in value.split(","))
@@ -41,11 +43,19 @@ class RecordTypes(click.ParamType[tuple[str, ...]]):
 
 
 _USERS = (
-    click.option("--did", "dids", metavar="DID", multiple=True, help="A user; repeat it for several."),
+    click.option(
+        "--did", "dids", metavar="DID", multiple=True, help="A user; repeat it for several."
+    ),
     click.option("--dids-file", metavar="FILE", help="A file with a DID on each line."),
 )
 _NETWORK = (
-    click.option("--plc-url", metavar="URL", default=PLC_DIRECTORY, show_default=True, help="The PLC directory."),
+    click.option(
+        "--plc-url",
+        metavar="URL",
+        default=PLC_DIRECTORY,
+        show_default=True,
+        help="The PLC directory.",
+    ),
     click.option(
         "--host-qps",
         type=options.Number(),
@@ -82,7 +92,9 @@ def pds() -> None:
     multiple=True,
     help=f"Records to take; repeat it or separate them by commas. [default: {','.join(RECORD_TYPES)}]",
 )
-@click.option("--start-date", type=options.Day(), help="First day of `createdAt` in UTC, inclusive.")
+@click.option(
+    "--start-date", type=options.Day(), help="First day of `createdAt` in UTC, inclusive."
+)
 @click.option("--end-date", type=options.Day(), help="Last day of `createdAt` in UTC, inclusive.")
 @with_options(_NETWORK)
 @click.option(
@@ -92,7 +104,9 @@ def pds() -> None:
 )
 @options.json_option
 @options.workspace_options
-def sync(place: Workspace, as_json: bool, record_types: tuple[tuple[str, ...], ...], **given: Any) -> None:
+def sync(
+    workspace: Workspace, as_json: bool, record_types: tuple[tuple[str, ...], ...], **given: Any
+) -> None:
     """Fetch users' repositories and write their records to the lake.
 
     Run it again after anything: what has not changed is not fetched, what has is replaced.
@@ -101,11 +115,11 @@ def sync(place: Workspace, as_json: bool, record_types: tuple[tuple[str, ...], .
     users = bool(given["dids"] or given["dids_file"])
     if users == bool(given["host"]):
         raise click.UsageError("give either users, with --did or --dids-file, or a --host")
-    from backfill.pds_sync import sync as run_sync
+    from backfill.repos.sync import sync as run_sync
 
     wanted = dict.fromkeys(name for group in record_types for name in group) or RECORD_TYPES
-    asked = _options(place, given, record_types=tuple(wanted))
-    result = run_sync(place, asked, sys.stderr)
+    asked = _options(workspace, given, record_types=tuple(wanted))
+    result = run_sync(workspace, asked, sys.stderr)
     click.echo(_summary(result), err=as_json)
     _show_left(result)
     if as_json:
@@ -117,12 +131,12 @@ def sync(place: Workspace, as_json: bool, record_types: tuple[tuple[str, ...], .
 @with_options(_USERS, _NETWORK)
 @options.json_option
 @options.workspace_options
-def resolve(place: Workspace, as_json: bool, **given: Any) -> None:
+def resolve(workspace: Workspace, as_json: bool, **given: Any) -> None:
     """Show where users' repositories are: DID, host, handle and signing key."""
     if not given["dids"] and not given["dids_file"]:
         raise click.UsageError("--did or --dids-file is required")
-    from backfill.pds_resolve import Unresolved
-    from backfill.pds_resolve import resolve as run_resolve
+    from backfill.repos.resolve import Unresolved
+    from backfill.repos.resolve import resolve as run_resolve
 
     found: dict[str, dict[str, Any]] = {"identities": {}, "unresolved": {}}
 
@@ -135,7 +149,7 @@ def resolve(place: Workspace, as_json: bool, **given: Any) -> None:
         else:
             click.echo("\t".join((one.did, one.host, one.handle or "-", one.key)))
 
-    left = run_resolve(place, _options(place, given), show)
+    left = run_resolve(workspace, _options(workspace, given), show)
     if as_json:
         click.echo(json.dumps({**found, "left": left}))
     sys.exit(EXIT_LEFT if left else 0)
@@ -144,34 +158,48 @@ def resolve(place: Workspace, as_json: bool, **given: Any) -> None:
 @pds.command()
 @options.json_option
 @options.workspace_options
-def status(place: Workspace, as_json: bool) -> None:
+def status(workspace: Workspace, as_json: bool) -> None:
     """Show users by status and host, their records, and what is left for the next run."""
-    from backfill.pds_status import pds_status
+    from backfill.repos.status import pds_status
 
-    found = pds_status(place)
+    found = pds_status(workspace)
     if as_json:
         click.echo(json.dumps(found.as_dict()))
         return
     parts = [
-        table(["status", "users"], [[name, number(count)] for name, count in found.statuses.most_common()]),
-        table(["records", "in the lake"], [[name, number(found.records[name])] for name in RECORD_TYPES]),
-        table(["host", "users"], [[name, number(count)] for name, count in found.hosts.most_common(_SHOWN)]),
+        table(
+            ["status", "users"],
+            [[name, number(count)] for name, count in found.statuses.most_common()],
+        ),
+        table(
+            ["records", "in the lake"],
+            [[name, number(found.records[name])] for name in RECORD_TYPES],
+        ),
+        table(
+            ["host", "users"],
+            [[name, number(count)] for name, count in found.hosts.most_common(_SHOWN)],
+        ),
     ]
     if found.errors:
-        rows = [[name, error[:_REASON_CHARS], number(n)] for (name, error), n in found.errors.most_common(_SHOWN)]
+        rows = [
+            [name, error[:_REASON_CHARS], number(n)]
+            for (name, error), n in found.errors.most_common(_SHOWN)
+        ]
         parts.append(table(["status", "reason", "users"], rows))
     click.echo("\n\n".join(parts))
 
 
-def _options(place: Workspace, given: dict[str, Any], **more: Any) -> SyncOptions:
+def _options(workspace: Workspace, given: dict[str, Any], **more: Any) -> SyncOptions:
     """A flag goes before the table `[pds]` of the config file."""
-    from backfill.pds_sync import SyncOptions
+    from backfill.repos.sync import SyncOptions
 
-    settings = place.config.pds
+    settings = workspace.config.pds
     if given["host_qps"]:
         settings = options.changed_settings(settings, "--host-qps", host_qps=given["host_qps"])
     if given.get("max_repo_mib"):
-        settings = options.changed_settings(settings, "--max-repo-mib", max_repo_bytes=given["max_repo_mib"] * MIB)
+        settings = options.changed_settings(
+            settings, "--max-repo-mib", max_repo_bytes=given["max_repo_mib"] * MIB
+        )
     return SyncOptions(
         dids=given["dids"],
         dids_file=given["dids_file"],
@@ -190,11 +218,15 @@ def _summary(result: SyncResult) -> str:
     rows = [[name, number(count)] for name, count in tally.statuses.most_common()]
     lines = [f"run {result.run_id}, {result.seconds:.0f} s", table(["users", ""], rows)]
     if tally.records:
-        records = ", ".join(f"{number(tally.records[name])} {name}" for name in RECORD_TYPES if tally.records[name])
+        records = ", ".join(
+            f"{number(tally.records[name])} {name}" for name in RECORD_TYPES if tally.records[name]
+        )
         lines.append(f"records: {records}")
         lines.append(f"skipped, of other lexicons: {number(tally.skipped)}")
         if tally.unreadable_dates:
-            lines.append(f"without a readable date, under the date of this sync: {number(tally.unreadable_dates)}")
+            lines.append(
+                f"without a readable date, under the date of this sync: {number(tally.unreadable_dates)}"
+            )
     return "\n".join(lines)
 
 
@@ -203,8 +235,13 @@ def _show_left(result: SyncResult) -> None:
     for line in tally.invalid[:_SHOWN]:
         click.echo(f"line {line.line}: {line.did[:80]!r}: {line.reason}", err=True)
     if len(tally.invalid) > _SHOWN:
-        click.echo(f"and {number(tally.statuses['invalid_did'] - _SHOWN)} more lines that are no DIDs", err=True)
+        click.echo(
+            f"and {number(tally.statuses['invalid_did'] - _SHOWN)} more lines that are no DIDs",
+            err=True,
+        )
     if tally.not_listed:
         click.echo(f"not everyone is listed: {tally.not_listed}", err=True)
     if tally.left:
-        click.echo(f"{number(tally.left)} users are left for the next run; see `pds status`", err=True)
+        click.echo(
+            f"{number(tally.left)} users are left for the next run; see `pds status`", err=True
+        )

@@ -17,24 +17,34 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--start-date", type=options.Day(), help="First raw partition date, inclusive. [default: the first]")
-@click.option("--end-date", type=options.Day(), help="Last raw partition date, inclusive. [default: the last]")
+@click.option(
+    "--start-date",
+    type=options.Day(),
+    help="First raw partition date, inclusive. [default: the first]",
+)
+@click.option(
+    "--end-date", type=options.Day(), help="Last raw partition date, inclusive. [default: the last]"
+)
 @options.skip_bad_files_option
 @options.json_option
 @options.workspace_options
 def preprocess(
-    place: Workspace, start_date: str | None, end_date: str | None, skip_bad_files: bool, as_json: bool
+    workspace: Workspace,
+    start_date: str | None,
+    end_date: str | None,
+    skip_bad_files: bool,
+    as_json: bool,
 ) -> None:
     """Turn new raw posts and replies into preprocessed posts, by the date of their creation.
 
     Blank texts and posts that are there already are left out. Run it again after anything.
     """
     options.check_order(start_date, end_date)
-    from backfill.preprocess import preprocess as run_preprocess
-    from backfill.scope import BadFiles
+    from backfill.labels.post_filter import BadFiles
+    from backfill.repos.preprocess import preprocess as run_preprocess
 
     bad_files = BadFiles(skip_bad_files)
-    result = run_preprocess(place, start_date, end_date, bad_files, sys.stderr)
+    result = run_preprocess(workspace, start_date, end_date, bad_files, sys.stderr)
     show_skipped([str(error) for error in bad_files.skipped])
     written = sum(result.written.values())
     click.echo(

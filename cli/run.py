@@ -14,8 +14,8 @@ from cli.tables import number, short, table
 
 if TYPE_CHECKING:
     from backfill.config import Workspace
-    from backfill.run import RunResult
-    from backfill.scope import Scope
+    from backfill.labels.post_filter import PostFilter
+    from backfill.labels.run import RunResult
 
 
 @click.command()
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 @options.json_option
 @options.workspace_options
 def run(
-    place: Workspace,
-    scope: Scope,
+    workspace: Workspace,
+    scope: PostFilter,
     integration_names: tuple[tuple[str, ...], ...],
     qps: float | None,
     skip_bad_files: bool,
@@ -37,12 +37,12 @@ def run(
     Run it again after anything: it goes on where it was.
     """
     options.require(integrations=integration_names)
-    from backfill.run import run as run_backfill
-    from backfill.scope import BadFiles
+    from backfill.labels.post_filter import BadFiles
+    from backfill.labels.run import run as run_backfill
 
     chosen = options.chosen_integrations(integration_names)
-    place = options.with_qps(place, qps)
-    result = run_backfill(place, scope, chosen, BadFiles(skip_bad_files), sys.stderr)
+    workspace = options.with_qps(workspace, qps)
+    result = run_backfill(workspace, scope, chosen, BadFiles(skip_bad_files), sys.stderr)
     finish(result, as_json=as_json)
 
 
@@ -52,22 +52,31 @@ def run(
 @options.json_option
 @options.workspace_options
 def plan(
-    place: Workspace, scope: Scope, integration_names: tuple[tuple[str, ...], ...], skip_bad_files: bool, as_json: bool
+    workspace: Workspace,
+    scope: PostFilter,
+    integration_names: tuple[tuple[str, ...], ...],
+    skip_bad_files: bool,
+    as_json: bool,
 ) -> None:
     """Say what a run with these options would label, by date and integration. Changes nothing."""
     options.require(integrations=integration_names)
-    from backfill.plan import plan as make_plan
-    from backfill.scope import BadFiles
+    from backfill.labels.plan import plan as make_plan
+    from backfill.labels.post_filter import BadFiles
 
     bad_files = BadFiles(skip_bad_files)
-    pending = make_plan(place, scope, options.chosen_integrations(integration_names), bad_files)
+    pending = make_plan(workspace, scope, options.chosen_integrations(integration_names), bad_files)
     show_skipped([str(error) for error in bad_files.skipped])
     if as_json:
-        plans = {name: {"pending": dates, "total": sum(dates.values())} for name, dates in pending.items()}
+        plans = {
+            name: {"pending": dates, "total": sum(dates.values())}
+            for name, dates in pending.items()
+        }
         click.echo(json.dumps({"integrations": plans}))
         return
     days = sorted({day for dates in pending.values() for day in dates})
-    rows: list[list[object]] = [[day, *(number(dates.get(day, 0)) for dates in pending.values())] for day in days]
+    rows: list[list[object]] = [
+        [day, *(number(dates.get(day, 0)) for dates in pending.values())] for day in days
+    ]
     rows.append(["total", *(number(sum(dates.values())) for dates in pending.values())])
     click.echo(table(["posts to label", *map(short, pending)], rows))
 
@@ -80,10 +89,17 @@ def finish(result: RunResult, *, as_json: bool) -> None:
         if tally.error:
             click.echo(f"error: {name}: {tally.error}", err=True)
         elif tally.behind:
-            click.echo(f"error: {name}: the labels are safe in the lake, but {tally.behind}", err=True)
+            click.echo(
+                f"error: {name}: the labels are safe in the lake, but {tally.behind}", err=True
+            )
         elif tally.failed and not result.interrupted:
-            reasons = ", ".join(f"{reason} {number(count)}" for reason, count in tally.retryable.most_common(5))
-            click.echo(f"{name}: {number(tally.failed)} posts are left for the next run ({reasons})", err=True)
+            reasons = ", ".join(
+                f"{reason} {number(count)}" for reason, count in tally.retryable.most_common(5)
+            )
+            click.echo(
+                f"{name}: {number(tally.failed)} posts are left for the next run ({reasons})",
+                err=True,
+            )
     if as_json:
         click.echo(json.dumps(result.as_dict()))
     sys.exit(result.exit_code)
@@ -99,18 +115,27 @@ def summary(result: RunResult) -> str:
     lines = [f"run {result.run_id}", table(head, rows)]
     for name, tally in result.tallies.items():
         lines += [f"  {short(name)}: {api_line(tally.api)}"] if tally.api else []
-        lines += [f"  {short(name)} rejected {number(n)}: {reason}" for reason, n in tally.rejected.most_common(5)]
+        lines += [
+            f"  {short(name)} rejected {number(n)}: {reason}"
+            for reason, n in tally.rejected.most_common(5)
+        ]
     return "\n".join(lines)
 
 
 def api_line(api: dict[str, float]) -> str:
     """What an API was asked: calls, why some were repeated, how much of the quota is in use, tokens and their price."""
-    retries = {key.removeprefix("retry_"): int(n) for key, n in api.items() if key.startswith("retry_")}
-    parts = [f"{number(int(api.get('calls', 0)))} calls, {number(int(api.get('repeated_calls', 0)))} repeated"]
+    retries = {
+        key.removeprefix("retry_"): int(n) for key, n in api.items() if key.startswith("retry_")
+    }
+    parts = [
+        f"{number(int(api.get('calls', 0)))} calls, {number(int(api.get('repeated_calls', 0)))} repeated"
+    ]
     if retries:
         parts[0] += f" ({', '.join(f'{kind} {number(n)}' for kind, n in sorted(retries.items()))})"
     if "tokens_in" in api:
-        parts.append(f"{number(int(api['tokens_in']))} tokens in, {number(int(api.get('tokens_out', 0)))} out")
+        parts.append(
+            f"{number(int(api['tokens_in']))} tokens in, {number(int(api.get('tokens_out', 0)))} out"
+        )
     if "price" in api:
         parts.append(f"price {api['price']:.4f}")
     if api.get("rate", 1) < 1:

@@ -24,19 +24,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
+from datasets.boundary.secrets import redact, remember_url
 from datasets.errors import ConfigError, RetryableError
-from datasets.secrets import redact, remember_url
 
 # Seconds to wait for another process's transaction before the database counts as locked.
 LOCK_SECONDS = 30
 # Rows that are Python objects at a time, and rows of one INSERT.
 _PYTHON_ROWS, _STATEMENT_ROWS = 8192, 64
-_SQL_TYPES = {pa.float64(): "DOUBLE PRECISION", pa.int64(): "BIGINT", pa.bool_(): "BOOLEAN", pa.string(): "TEXT"}
+_SQL_TYPES = {
+    pa.float64(): "DOUBLE PRECISION",
+    pa.int64(): "BIGINT",
+    pa.bool_(): "BOOLEAN",
+    pa.string(): "TEXT",
+}
 _RUNS = pa.schema(
-    [(name, pa.string()) for name in ("run_id", "command", "selection", "started_at", "finished_at")]
+    [
+        (name, pa.string())
+        for name in ("run_id", "command", "selection", "started_at", "finished_at")
+    ]
     + [("counts", pa.string()), ("versions", pa.string()), ("exit_code", pa.int64())]
 )
-_LABEL_FILES = pa.schema([("path", pa.string()), ("integration", pa.string()), ("num_rows", pa.int64())])
+_LABEL_FILES = pa.schema(
+    [("path", pa.string()), ("integration", pa.string()), ("num_rows", pa.int64())]
+)
 _SAFE_NAME = re.compile(r"^[a-z_][a-z0-9_]*$")
 
 Row = Mapping[str, Any]
@@ -80,7 +90,9 @@ def open_database(url: str) -> Database:
     else:
         # Where the password is in something that is no URL, nobody can tell.
         shown = redact(url) if "://" in url else "what is given as the database"
-        raise ConfigError(f"{shown} is not a database address; use sqlite:///PATH or postgresql://…")
+        raise ConfigError(
+            f"{shown} is not a database address; use sqlite:///PATH or postgresql://…"
+        )
     with database.transaction():
         create_table(database, "runs", _RUNS, "run_id")
         create_table(database, "label_files", _LABEL_FILES, "path")
@@ -89,7 +101,9 @@ def open_database(url: str) -> Database:
 
 def is_there(url: str) -> bool:
     """Whether opening it would open something, not make it. A server that is down is there."""
-    return bool(url) and (not url.startswith("sqlite:///") or os.path.exists(url.removeprefix("sqlite:///")))
+    return bool(url) and (
+        not url.startswith("sqlite:///") or os.path.exists(url.removeprefix("sqlite:///"))
+    )
 
 
 def create_label_table(database: Database, integration: str, labels: pa.Schema) -> None:
@@ -126,7 +140,8 @@ def forget_labels(database: Database, integration: str) -> None:
 def record_run(database: Database, run: Row) -> None:
     """Writes or replaces a row of `runs`; `selection`, `counts` and `versions` are JSON objects. No secret gets in."""
     values = [
-        redact(json.dumps(value)) if isinstance(value, dict) else value for value in (run.get(n) for n in _RUNS.names)
+        redact(json.dumps(value)) if isinstance(value, dict) else value
+        for value in (run.get(n) for n in _RUNS.names)
     ]
     with database.transaction():
         database.upsert("runs", pa.table([[value] for value in values], schema=_RUNS), "run_id")
@@ -135,7 +150,9 @@ def record_run(database: Database, run: Row) -> None:
 def last_runs(database: Database, limit: int = 10) -> list[dict[str, Any]]:
     """The latest runs first."""
     columns = ", ".join(_RUNS.names)
-    rows = database.execute(f"SELECT {columns} FROM runs ORDER BY started_at DESC, run_id DESC LIMIT {int(limit)}")
+    rows = database.execute(
+        f"SELECT {columns} FROM runs ORDER BY started_at DESC, run_id DESC LIMIT {int(limit)}"
+    )
     runs = [dict(zip(_RUNS.names, row, strict=True)) for row in rows]
     for run in runs:
         for name in ("selection", "counts", "versions"):
@@ -222,7 +239,11 @@ class _Sqlite:
         try:
             for start in range(0, len(ordered), _PYTHON_ROWS):
                 few = ordered.slice(start, _PYTHON_ROWS)
-                values = list(chain.from_iterable(zip(*(few[name].to_pylist() for name in bound), strict=True)))
+                values = list(
+                    chain.from_iterable(
+                        zip(*(few[name].to_pylist() for name in bound), strict=True)
+                    )
+                )
                 whole = len(values) - len(values) % size
                 self._connection.executemany(insert(size // width), _cut(values[:whole], size))
                 self._connection.executemany(insert(1), _cut(values[whole:], width))
@@ -233,7 +254,11 @@ class _Sqlite:
     def transaction(self) -> Iterator[None]:
         begin, commit, rollback = "BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"
         if self._connection.in_transaction:
-            begin, commit, rollback = "SAVEPOINT inner", "RELEASE inner", "ROLLBACK TO inner; RELEASE inner"
+            begin, commit, rollback = (
+                "SAVEPOINT inner",
+                "RELEASE inner",
+                "ROLLBACK TO inner; RELEASE inner",
+            )
         self.execute(begin)
         try:
             yield
@@ -255,7 +280,9 @@ class _Sqlite:
                 kind="database_locked",
             )
         if "full" in str(error):
-            return ConfigError(f"the disk of the database {self._shown} is full; free some space and run again")
+            return ConfigError(
+                f"the disk of the database {self._shown} is full; free some space and run again"
+            )
         if isinstance(error, sqlite3.DataError | sqlite3.IntegrityError):
             return RowsRefused(f"the database {self._shown} cannot store these rows ({error})")
         return ConfigError(
@@ -269,7 +296,11 @@ def _cut(values: list[Any], size: int) -> Iterator[list[Any]]:
 
 def _literal(column: pa.ChunkedArray) -> str | None:
     """The SQL literal of the one value that all rows have, None where there are several or it cannot be one."""
-    if pa.types.is_floating(column.type) or len(column) < 2 or len(distinct := pc.unique(column)) > 1:
+    if (
+        pa.types.is_floating(column.type)
+        or len(column) < 2
+        or len(distinct := pc.unique(column)) > 1
+    ):
         return None
     value = distinct[0].as_py()
     if value is None:
@@ -304,7 +335,9 @@ class _Postgres:
             if statement.startswith("CREATE TABLE"):
                 # Of two that make a table at once, PostgreSQL fails one, IF NOT EXISTS or not.
                 self._connection.execute("SELECT pg_advisory_xact_lock(72150)")
-            cursor = self._connection.execute(cast(Any, statement.replace("?", "%s")), parameters or None)
+            cursor = self._connection.execute(
+                cast(Any, statement.replace("?", "%s")), parameters or None
+            )
             return cursor.fetchall() if cursor.description else []
         except self._psycopg.Error as error:
             raise self._translated(error) from error
@@ -353,15 +386,24 @@ class _Postgres:
         shown = redact(self._url)
         reason = redact((str(error).strip().splitlines() or [type(error).__name__])[0])
         errors = self._psycopg.errors
-        refused = (errors.InvalidPassword, errors.InvalidAuthorizationSpecification, errors.InvalidCatalogName)
-        if isinstance(error, self._psycopg.DataError | self._psycopg.IntegrityError | errors.ProgramLimitExceeded):
+        refused = (
+            errors.InvalidPassword,
+            errors.InvalidAuthorizationSpecification,
+            errors.InvalidCatalogName,
+        )
+        if isinstance(
+            error,
+            self._psycopg.DataError | self._psycopg.IntegrityError | errors.ProgramLimitExceeded,
+        ):
             return RowsRefused(f"the database {shown} cannot store these rows ({reason})")
         if isinstance(error, self._psycopg.OperationalError) and not isinstance(error, refused):
             return RetryableError(
                 f"the database {shown} does not answer ({reason}); start it, or set --database-url",
                 kind="database_down",
             )
-        return ConfigError(f"the database {shown} refuses ({reason}); check --database-url and its rights")
+        return ConfigError(
+            f"the database {shown} refuses ({reason}); check --database-url and its rights"
+        )
 
 
 def _check_postgres_url(url: str) -> None:
@@ -383,9 +425,13 @@ def _check_postgres_url(url: str) -> None:
 def _csv(rows: pa.Table) -> memoryview:
     """Null as nothing, text in quotes: what COPY … CSV takes for null and for an empty string."""
     columns = [
-        pc.replace_substring(rows[field.name], "\x00", "\ufffd") if pa.types.is_string(field.type) else rows[field.name]
+        pc.replace_substring(rows[field.name], "\x00", "\ufffd")
+        if pa.types.is_string(field.type)
+        else rows[field.name]
         for field in rows.schema
     ]
     sink = io.BytesIO()
-    pa_csv.write_csv(pa.table(columns, rows.column_names), sink, pa_csv.WriteOptions(include_header=False))
+    pa_csv.write_csv(
+        pa.table(columns, rows.column_names), sink, pa_csv.WriteOptions(include_header=False)
+    )
     return sink.getbuffer()

@@ -47,7 +47,9 @@ class RetryableError(BackfillError):
     general words (`http_503`, `timeout`, `malformed`), for counting.
     """
 
-    def __init__(self, message: str, retry_after: float | None = None, kind: str = "passing") -> None:
+    def __init__(
+        self, message: str, retry_after: float | None = None, kind: str = "passing"
+    ) -> None:
         super().__init__(message, retry_after, kind)
         self.message = message
         self.retry_after = retry_after
@@ -76,11 +78,15 @@ def our_error(error: BaseException) -> BackfillError:
         seen.add(id(current))
         if isinstance(current, BackfillError) and type(current).__module__ == __name__:
             # Ray Data adds lines about its own retries to an error's text.
-            current.args = tuple(_first_line(part) if isinstance(part, str) else part for part in current.args)
+            current.args = tuple(
+                _first_line(part) if isinstance(part, str) else part for part in current.args
+            )
             return current
         queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
     last = (str(error).strip().splitlines() or [""])[-1]
-    return FatalError(f"the run stopped ({type(error).__name__}: {last}); run the same command again to go on")
+    return FatalError(
+        f"the run stopped ({type(error).__name__}: {last}); run the same command again to go on"
+    )
 
 
 _ADVICE = {
@@ -119,7 +125,10 @@ def os_error_reason(error: OSError) -> str:
     if number is None:
         number = next((code for code in _ADVICE if f"[errno {code}]" in str(error)), None)
         if "AWS Error" in str(error):
-            return next((advice for name, advice in _S3_ADVICE.items() if name in str(error)), _first_line(str(error)))
+            return next(
+                (advice for name, advice in _S3_ADVICE.items() if name in str(error)),
+                _first_line(str(error)),
+            )
     if number in _ADVICE:
         return _ADVICE[number]
     return error.strerror or _first_line(str(error))

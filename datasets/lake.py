@@ -79,7 +79,9 @@ class Lake:
             if info.type == pafs.FileType.File and _is_data(info.base_name, suffix)
         ]
 
-    def partitions(self, dataset: str, start: str | None = None, end: str | None = None) -> dict[str, list[str]]:
+    def partitions(
+        self, dataset: str, start: str | None = None, end: str | None = None
+    ) -> dict[str, list[str]]:
         """Partition date → its files in both tiers, for the inclusive range; dates and files sorted."""
         found: dict[str, list[str]] = {}
         for tier in TIERS:
@@ -101,7 +103,9 @@ class Lake:
         found: dict[str, list[str]] = {}
         for info in self._list(path, recursive=True):
             if info.type == pafs.FileType.File and _is_data(info.base_name, ".parquet"):
-                folder = info.path.removesuffix(f"/{info.base_name}").removeprefix(f"{self._full(path)}/")
+                folder = info.path.removesuffix(f"/{info.base_name}").removeprefix(
+                    f"{self._full(path)}/"
+                )
                 found.setdefault(folder, []).append(f"{path}/{folder}/{info.base_name}")
         for name, paths in sorted(found.items()):
             yield name, functools.partial(list, paths)
@@ -131,11 +135,15 @@ class Lake:
         """Raises BadFile where the file is not whole Parquet, FileGone where it is not there."""
         try:
             # A column at a time is a request at a time: from S3, all of a row group's are fetched at once.
-            return pq.ParquetFile(self._fs.open_input_file(self._full(path)), pre_buffer=not self.is_local)
+            return pq.ParquetFile(
+                self._fs.open_input_file(self._full(path)), pre_buffer=not self.is_local
+            )
         except FileNotFoundError as error:
             raise _gone(self.show(path)) from error
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise BadFile(self.show(path), f"not a readable Parquet file ({_first_line(error)})") from error
+            raise BadFile(
+                self.show(path), f"not a readable Parquet file ({_first_line(error)})"
+            ) from error
         except OSError as error:
             if not self.is_local:  # the endpoint's fault, not the file's
                 raise from_os_error("read", self.show(path), error) from error
@@ -153,7 +161,9 @@ class Lake:
 
             with self._fs.open_input_file(self._full(path)) as file:
                 about = file.metadata()
-                return "-".join(str(about.get(name)) for name in ("ETag", "Content-Length", "Last-Modified"))
+                return "-".join(
+                    str(about.get(name)) for name in ("ETag", "Content-Length", "Last-Modified")
+                )
         except FileNotFoundError as error:
             raise _gone(self.show(path)) from error
         except OSError as error:
@@ -165,7 +175,11 @@ class Lake:
             return int(file.metadata.num_rows)
 
     def read(
-        self, path: str, schema: pa.Schema, optional: Sequence[str] = (), row_groups: Sequence[int] | None = None
+        self,
+        path: str,
+        schema: pa.Schema,
+        optional: Sequence[str] = (),
+        row_groups: Sequence[int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """The columns of `schema`, batch by batch, cast to its types. An absent `optional` column is null.
 
@@ -173,7 +187,9 @@ class Lake:
         """
         with self.open_parquet(path) as file:
             present = _check_columns(self.show(path), file.schema_arrow, schema, optional)
-            batches = file.iter_batches(READ_ROWS, row_groups=row_groups, columns=present, use_threads=False)
+            batches = file.iter_batches(
+                READ_ROWS, row_groups=row_groups, columns=present, use_threads=False
+            )
             while True:
                 try:
                     batch = next(batches, None)
@@ -188,7 +204,9 @@ class Lake:
                 except (pa.ArrowException, OSError) as error:
                     if isinstance(error, OSError) and "AWS Error" in str(error):
                         raise from_os_error("read", self.show(path), error) from error
-                    raise BadFile(self.show(path), f"cannot be decoded ({_first_line(error)})") from error
+                    raise BadFile(
+                        self.show(path), f"cannot be decoded ({_first_line(error)})"
+                    ) from error
 
                 for field, column in zip(schema, columns, strict=True):
                     _check_text(self.show(path), field, column)
@@ -212,7 +230,12 @@ class Lake:
             raise from_os_error("write", self.show(path), error) from error
 
     def write_parquet(
-        self, path: str, table: pa.Table, metadata: dict[str, str] | None = None, *, compress: bool = True
+        self,
+        path: str,
+        table: pa.Table,
+        metadata: dict[str, str] | None = None,
+        *,
+        compress: bool = True,
     ) -> None:
         """`metadata` goes into the file's footer. Files that live briefly are written faster without `compress`."""
         if metadata:
@@ -220,7 +243,9 @@ class Lake:
         # A dictionary of values that hardly repeat is built in vain.
         repeating = [name for name in table.column_names if name not in ("uri", "text")]
         sink = pa.BufferOutputStream()
-        codec = {"compression": "zstd", "compression_level": 1} if compress else {"compression": "none"}
+        codec = (
+            {"compression": "zstd", "compression_level": 1} if compress else {"compression": "none"}
+        )
         pq.write_table(table, sink, use_dictionary=repeating, **codec)
         self.write_bytes(path, sink.getvalue())
 
@@ -242,7 +267,9 @@ class Lake:
     def check(self) -> None:
         """Raises ConfigError unless the root exists and can be written. On S3, the bucket must exist."""
         if self.is_local and not self.exists(""):
-            raise ConfigError(f"there is no data folder {self.root}; set --data-dir or BACKFILL_DATA_DIR")
+            raise ConfigError(
+                f"there is no data folder {self.root}; set --data-dir or BACKFILL_DATA_DIR"
+            )
         probe, quick = f".probe-{secrets.token_hex(4)}", replace(self, patient=False)
         quick.write_bytes(probe, b"")
         quick.delete(probe)
@@ -265,12 +292,15 @@ def _open(root: str, patient: bool) -> tuple[pafs.FileSystem, str]:
     if "://" not in root:
         return pafs.LocalFileSystem(), os.path.abspath(root)
     if not root.startswith("s3://"):
-        raise ConfigError(f"{root} is neither a folder nor an s3:// address; set --data-dir to one of them")
+        raise ConfigError(
+            f"{root} is neither a folder nor an s3:// address; set --data-dir to one of them"
+        )
     # A region that is not set makes the SDK ask a metadata service, which hangs outside AWS.
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     fs = pafs.S3FileSystem(
         region=region,
-        endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+        endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3")
+        or os.environ.get("AWS_ENDPOINT_URL"),
         background_writes=False,
         allow_delayed_open=True,  # up to 5 MB in one request
         connect_timeout=5,
@@ -296,7 +326,9 @@ def _write_object(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> No
         raise
 
 
-def _check_columns(shown: str, actual: pa.Schema, wanted: pa.Schema, optional: Sequence[str]) -> list[str]:
+def _check_columns(
+    shown: str, actual: pa.Schema, wanted: pa.Schema, optional: Sequence[str]
+) -> list[str]:
     present = []
     for field in wanted:
         index = actual.get_field_index(field.name)
@@ -305,7 +337,9 @@ def _check_columns(shown: str, actual: pa.Schema, wanted: pa.Schema, optional: S
                 continue
             raise BadFile(shown, f"has no column '{field.name}'")
         if not _fits(actual.field(index).type, field.type):
-            raise BadFile(shown, f"column '{field.name}' is {actual.field(index).type}, not {field.type}")
+            raise BadFile(
+                shown, f"column '{field.name}' is {actual.field(index).type}, not {field.type}"
+            )
         present.append(field.name)
     return present
 
@@ -317,7 +351,9 @@ def _check_text(shown: str, field: pa.Field, column: pa.Array) -> None:
     try:
         column.validate(full=True)
     except pa.ArrowInvalid as error:
-        raise BadFile(shown, f"column '{field.name}' holds text that is not UTF-8 ({_first_line(error)})") from error
+        raise BadFile(
+            shown, f"column '{field.name}' holds text that is not UTF-8 ({_first_line(error)})"
+        ) from error
 
 
 def _gone(shown: str) -> FileGone:

@@ -100,18 +100,24 @@ def raise_bad_file(error: BadFile) -> None:
     raise error
 
 
-def post_sources(lake: Lake, record_type: str, start: str, end: str, lookback_days: int, on_bad: OnBadFile) -> Sources:
+def post_sources(
+    lake: Lake, record_type: str, start: str, end: str, lookback_days: int, on_bad: OnBadFile
+) -> Sources:
     """The files that hold the posts of a record type for an inclusive range of dates.
 
     For `posts_used_in_feeds` the range is of feed dates; a feed of date D shows posts of the dates
     D − `lookback_days` to D.
     """
     if not lake.exists(POSTS):
-        raise ConfigError(f"{lake.show(POSTS)} does not exist; --data-dir must be a lake with {POSTS} in it")
+        raise ConfigError(
+            f"{lake.show(POSTS)} does not exist; --data-dir must be a lake with {POSTS} in it"
+        )
     if record_type == "posts":
         return Sources(lake.partitions(POSTS, start, end))
     if not lake.exists(FEEDS):
-        raise ConfigError(f"{lake.show(FEEDS)} does not exist; posts_used_in_feeds needs the feeds of these dates")
+        raise ConfigError(
+            f"{lake.show(FEEDS)} does not exist; posts_used_in_feeds needs the feeds of these dates"
+        )
     feeds = lake.partitions(FEEDS, start, end)
 
     @lru_cache(maxsize=lookback_days + 1 + _SCAN_THREADS)
@@ -120,7 +126,9 @@ def post_sources(lake: Lake, record_type: str, start: str, end: str, lookback_da
 
     def members(day: str) -> pa.ChunkedArray:
         last = day_after(day, lookback_days)
-        return pa.chunked_array([chunk for d in feeds if day <= d <= last for chunk in shown(d).chunks], pa.string())
+        return pa.chunked_array(
+            [chunk for d in feeds if day <= d <= last for chunk in shown(d).chunks], pa.string()
+        )
 
     return Sources(lake.partitions(POSTS, day_after(start, -lookback_days), end), members)
 
@@ -131,7 +139,9 @@ def day_after(day: str, days: int) -> str:
     return date.fromordinal(min(max(number, 1), date.max.toordinal())).isoformat()
 
 
-def read_uris(lake: Lake, paths: Iterable[str], on_bad: OnBadFile = raise_bad_file) -> pa.ChunkedArray:
+def read_uris(
+    lake: Lake, paths: Iterable[str], on_bad: OnBadFile = raise_bad_file
+) -> pa.ChunkedArray:
     """The `uri` column of some files. A bad file gives none, unless `on_bad` raises."""
     chunks: list[pa.Array] = []
     for path in paths:
@@ -226,12 +236,16 @@ def _scan_file(
 ) -> tuple[_File, list[Bits], list[pa.Array]]:
     identity = lake.identity(path)
     with lake.open_parquet(path) as parquet:
-        groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
+        groups = [
+            parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)
+        ]
     kept: list[Bits] = []
     uris: list[pa.Array] = []
     for batch in lake.read(path, _READ):
         keep = pc.and_(pc.is_valid(batch["uri"]), pc.is_valid(batch["preprocessing_timestamp"]))
-        keep = pc.and_(keep, pc.greater(pc.binary_length(pc.utf8_trim_whitespace(batch["text"])), 0))
+        keep = pc.and_(
+            keep, pc.greater(pc.binary_length(pc.utf8_trim_whitespace(batch["text"])), 0)
+        )
         mask = np.asarray(keep.fill_null(False).to_numpy(zero_copy_only=False), bool)
         if members is not None:
             mask &= _is_in(batch["uri"], members)
@@ -268,7 +282,10 @@ def _is_in(uris: pa.Array | pa.ChunkedArray, these: pa.ChunkedArray) -> Bits:
     if len(these) == 0 or len(uris) == 0:
         return np.zeros(len(uris), bool)
     found = pc.is_in(uris, value_set=these)
-    return np.asarray(found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy(), bool)
+    return np.asarray(
+        found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy(),
+        bool,
+    )
 
 
 def _first_occurrences(uris: pa.ChunkedArray, hashes: npt.NDArray[np.uint64]) -> Bits:
@@ -276,7 +293,9 @@ def _first_occurrences(uris: pa.ChunkedArray, hashes: npt.NDArray[np.uint64]) ->
     first = np.ones(len(uris), bool)
     suspects = np.flatnonzero(_is_among(hashes, _repeated(hashes)))
     if len(suspects):
-        codes = pc.dictionary_encode(uris.take(pa.array(suspects)).combine_chunks()).indices.to_numpy()
+        codes = pc.dictionary_encode(
+            uris.take(pa.array(suspects)).combine_chunks()
+        ).indices.to_numpy()
         first[suspects] = False
         first[suspects[np.unique(codes, return_index=True)[1]]] = True
     return first
@@ -323,7 +342,12 @@ def _keep_first_of(lake: Lake, scans: list[_Scan], hashes: npt.NDArray[np.uint64
     """`_keep_first_partition` for the posts that have one of these hashes (sorted)."""
     places = [np.flatnonzero(_is_among(scan.hashes, hashes)) for scan in scans]
     uris = pa.chunked_array(
-        [chunk for scan, here in zip(scans, places, strict=True) for chunk in _uris_at(lake, scan, here)], pa.string()
+        [
+            chunk
+            for scan, here in zip(scans, places, strict=True)
+            for chunk in _uris_at(lake, scan, here)
+        ],
+        pa.string(),
     )
     codes = pc.dictionary_encode(uris.combine_chunks()).indices.to_numpy()
 
@@ -333,7 +357,9 @@ def _keep_first_of(lake: Lake, scans: list[_Scan], hashes: npt.NDArray[np.uint64
     ends = np.cumsum([len(here) for here in places])[:-1]
 
     for name in scans[0].wanted:
-        wanted = np.concatenate([scan.wanted[name][here] for scan, here in zip(scans, places, strict=True)])
+        wanted = np.concatenate(
+            [scan.wanted[name][here] for scan, here in zip(scans, places, strict=True)]
+        )
         excluded = np.bincount(codes, weights=~wanted) > 0
         kept = first & ~excluded[codes]
 
@@ -398,7 +424,8 @@ def split_part(part: Part, rows: int) -> tuple[Part, Part]:
     chosen = _bits(part)
     first = chosen & (np.cumsum(chosen) <= rows)
     head, tail = (
-        replace(part, chosen=int(bits.sum()), mask=np.packbits(bits).tobytes()) for bits in (first, chosen & ~first)
+        replace(part, chosen=int(bits.sum()), mask=np.packbits(bits).tobytes())
+        for bits in (first, chosen & ~first)
     )
     return head, tail
 
@@ -421,7 +448,9 @@ def read_part(lake: Lake, part: Part) -> Iterator[pa.Table]:
 
             if keep.any():
                 posts = pa.table(batch.filter(pa.array(keep)).columns, names=_READ.names)
-                yield posts.append_column("partition_date", pa.array([part.date] * len(posts), pa.string()))
+                yield posts.append_column(
+                    "partition_date", pa.array([part.date] * len(posts), pa.string())
+                )
     except BadFile:
         _check_unchanged(lake, part.path, part.identity)
         raise

@@ -1,7 +1,7 @@
 """Durable queues: Parquet segments in a folder, one writer at a time, any number of readers.
 
     queues/input/<integration>/<enqueued at>-<partition date>-<digest>.parquet     posts, one date a segment
-    queues/output/<integration>/<run>-<digest>.parquet                             staged labels (datasets/labels.py)
+    queues/output/<integration>/<run>-<digest>.parquet                             staged labels (datasets/labels/writing.py)
 
 Appending is a whole new segment; nothing is ever changed in place. A segment's name says all that
 selecting and clearing need, so neither reads a payload.
@@ -50,7 +50,9 @@ def enqueue(lake: Lake, integration: str, posts: pa.Table, enqueued_at: datetime
     return path
 
 
-def queued_posts(lake: Lake, integration: str, since: datetime | None = None) -> Mapping[str, list[str]]:
+def queued_posts(
+    lake: Lake, integration: str, since: datetime | None = None
+) -> Mapping[str, list[str]]:
     """Partition date → segments of the input queue, oldest first; with `since`, those enqueued then or later.
 
     Raises ConfigError for a file that is none of the queue's.
@@ -64,7 +66,11 @@ def queued_posts(lake: Lake, integration: str, since: datetime | None = None) ->
 
 
 def requeue(
-    lake: Lake, integration: str, segment: str, posts: pa.Table | None, ensure: Callable[[], None] = lambda: None
+    lake: Lake,
+    integration: str,
+    segment: str,
+    posts: pa.Table | None,
+    ensure: Callable[[], None] = lambda: None,
 ) -> None:
     """Replaces a segment by what is left of it, enqueued at the same time; by nothing where nothing is left.
 
@@ -92,7 +98,9 @@ def count(lake: Lake, kind: Kind, integration: str, on_bad: OnBadFile = raise_ba
     return rows
 
 
-def clear(lake: Lake, kind: Kind, integration: str, ensure: Callable[[], None] = lambda: None) -> int:
+def clear(
+    lake: Lake, kind: Kind, integration: str, ensure: Callable[[], None] = lambda: None
+) -> int:
     """Deletes a queue's segments and what belongs to them, by name; the number of segments.
 
     `ensure` is called before each deletion, and raises where the caller may not any more.

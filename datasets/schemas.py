@@ -47,7 +47,9 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     Raises pa.ArrowInvalid where a column's values do not fit its type.
     """
     columns = [
-        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
         for field in schema
     ]
     return pa.table(columns, schema=schema)

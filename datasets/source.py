@@ -30,7 +30,10 @@ def eligible_posts(lake: Lake, selection: Selection, block_rows: int, readers: i
     """
     source = SelectedPosts(lake, selection, max(1, block_rows // _FIRST))
     dataset = ray.data.read_datasource(
-        source, num_cpus=_READ_CPUS, concurrency=readers, override_num_blocks=max(1, len(source.tasks))
+        source,
+        num_cpus=_READ_CPUS,
+        concurrency=readers,
+        override_num_blocks=max(1, len(source.tasks)),
     )
     dataset.context.target_max_block_size = block_rows * POST_BYTES
     return dataset
@@ -99,5 +102,8 @@ def _read_task(lake: Lake, parts: list[Part]) -> ReadTask:
     rows = sum(part.chosen for part in parts)
     files = sorted({lake.show(part.path) for part in parts})
     return ReadTask(
-        read, BlockMetadata(num_rows=rows, size_bytes=rows * POST_BYTES, input_files=files, exec_stats=None)
+        read,
+        BlockMetadata(
+            num_rows=rows, size_bytes=rows * POST_BYTES, input_files=files, exec_stats=None
+        ),
     )

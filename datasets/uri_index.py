@@ -16,7 +16,16 @@ import pyarrow as pa
 
 from datasets.errors import FileGone
 from datasets.lake import Lake
-from datasets.posts import _IDENTITY_KEY, Bits, OnBadFile, _hash, _is_in, _repeated, raise_bad_file, read_uris
+from datasets.posts import (
+    _IDENTITY_KEY,
+    Bits,
+    OnBadFile,
+    _hash,
+    _is_in,
+    _repeated,
+    raise_bad_file,
+    read_uris,
+)
 
 Hashes = npt.NDArray[np.uint64]
 # Places read at a time: each holds its URIs in memory for a moment.
@@ -61,7 +70,9 @@ class UriIndex:
                 break
             suspects = left[_is_among(hashes[left], self._hashes.get(place, self._suspects[:0]))]
             if len(suspects):
-                held[suspects] = _is_in(uris.take(pa.array(suspects)), self._strings(self._places[place]))
+                held[suspects] = _is_in(
+                    uris.take(pa.array(suspects)), self._strings(self._places[place])
+                )
                 left = left[~held[left]]
         return held
 

@@ -29,7 +29,9 @@ def origin_of(url: str, *, insecure: bool = False) -> str:
         raise _refused(url, "it has more than a scheme, a host and a port")
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     default = {"http": 80, "https": 443}[parts.scheme]
-    return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port not in (None, default) else "")
+    return f"{parts.scheme}://{host}" + (
+        f":{parts.port}" if parts.port not in (None, default) else ""
+    )
 
 
 def checked_url(url: str, *, insecure: bool = False) -> str:
@@ -76,7 +78,9 @@ def _inner(address: Address) -> ipaddress.IPv4Address | None:
         return None
     if address in _NAT64:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+    return (
+        address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+    )
 
 
 def _refused(what: str, reason: str) -> RejectedRepo:

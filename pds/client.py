@@ -47,7 +47,9 @@ class Answer:
 class Client:
     """`trusted` are origins that the user named: they may be anywhere. `insecure` trusts every host."""
 
-    def __init__(self, settings: PdsSettings, trusted: Iterable[str] = (), *, insecure: bool = False) -> None:
+    def __init__(
+        self, settings: PdsSettings, trusted: Iterable[str] = (), *, insecure: bool = False
+    ) -> None:
         self._settings, self._insecure, self._trusted = settings, insecure, frozenset(trusted)
         places = {_place(origin) for origin in self._trusted}
         self._tls = httpx.create_ssl_context()
@@ -81,7 +83,9 @@ class Client:
             )
         return self._pools[origin]
 
-    async def get(self, url: str, admit: Admit, sink: Sink | None = None, limit: int = MAX_ANSWER) -> Answer:
+    async def get(
+        self, url: str, admit: Admit, sink: Sink | None = None, limit: int = MAX_ANSWER
+    ) -> Answer:
         """The body of a 200 goes into `sink` if there is one; more than `limit` bytes raise RejectedRepo("too_large").
 
         Raises RejectedRepo for a host that may not be asked, and RetryableError.
@@ -90,12 +94,19 @@ class Client:
             origin = self._origin(url)
             has_left = await admit(origin)
             async with self._answer(origin, url, has_left) as response:
-                headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+                headers = {
+                    name.decode("latin-1").lower(): value.decode("latin-1")
+                    for name, value in response.headers
+                }
                 if response.status not in (301, 302, 303, 307, 308) or "location" not in headers:
                     into = sink if response.status == 200 else None
-                    return Answer(response.status, headers, await self._body(url, response, into, limit))
+                    return Answer(
+                        response.status, headers, await self._body(url, response, into, limit)
+                    )
             url = urljoin(url, headers["location"])
-        raise RejectedRepo("unreachable", f"{url[:200]!r} is not asked: the host redirects without end")
+        raise RejectedRepo(
+            "unreachable", f"{url[:200]!r} is not asked: the host redirects without end"
+        )
 
     def _origin(self, url: str) -> str:
         """Of a URL that may be asked."""
@@ -106,17 +117,26 @@ class Client:
         return origin
 
     @asynccontextmanager
-    async def _answer(self, origin: str, url: str, has_left: Callable[[], None]) -> AsyncIterator[httpcore.Response]:
+    async def _answer(
+        self, origin: str, url: str, has_left: Callable[[], None]
+    ) -> AsyncIterator[httpcore.Response]:
         async def trace(event: str, info: Any) -> None:
             if event == "http11.send_request_headers.complete":
                 has_left()
 
         settings = self._settings
-        timeout = {"connect": settings.connect_seconds, "read": settings.read_seconds, "write": settings.read_seconds}
+        timeout = {
+            "connect": settings.connect_seconds,
+            "read": settings.read_seconds,
+            "write": settings.read_seconds,
+        }
         host = urlsplit(url).netloc
         headers = [("host", host), ("user-agent", USER_AGENT), ("accept-encoding", "identity")]
         request = httpcore.Request(
-            "GET", url.partition("#")[0], headers=headers, extensions={"timeout": timeout, "trace": trace}
+            "GET",
+            url.partition("#")[0],
+            headers=headers,
+            extensions={"timeout": timeout, "trace": trace},
         )
         try:
             # Headers that trickle in keep every single read in time.
@@ -130,11 +150,17 @@ class Client:
             raise RetryableError(f"{host} did not answer in time", kind="timeout") from error
         except (httpcore.NetworkError, OSError) as error:
             reason = str(error).strip() or type(error).__name__
-            raise RetryableError(f"{host} cannot be reached ({reason[:120]})", kind="connect") from error
+            raise RetryableError(
+                f"{host} cannot be reached ({reason[:120]})", kind="connect"
+            ) from error
         except httpcore.ProtocolError as error:
-            raise RetryableError(f"{host} broke off its answer ({str(error)[:120]})", kind="cut") from error
+            raise RetryableError(
+                f"{host} broke off its answer ({str(error)[:120]})", kind="cut"
+            ) from error
 
-    async def _body(self, url: str, response: httpcore.Response, sink: Sink | None, limit: int) -> bytes:
+    async def _body(
+        self, url: str, response: httpcore.Response, sink: Sink | None, limit: int
+    ) -> bytes:
         """The body, empty where it went into `sink`. The limits on time are on waiting for the host alone."""
         settings, loop = self._settings, asyncio.get_running_loop()
         pieces = aiter(response.aiter_stream())
@@ -176,7 +202,9 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         try:
             async with asyncio.timeout(timeout):
-                found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found = await asyncio.get_running_loop().getaddrinfo(
+                    host, port, type=socket.SOCK_STREAM
+                )
         except TimeoutError as error:
             raise httpcore.ConnectTimeout("its name was not resolved in time") from error
         except (OSError, UnicodeError) as error:
@@ -186,10 +214,14 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
             check_addresses(host, addresses)
         for address in addresses[:-1]:
             try:
-                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
+                return await self._inner.connect_tcp(
+                    address, port, timeout, local_address, socket_options
+                )
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return await self._inner.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+        return await self._inner.connect_tcp(
+            addresses[-1], port, timeout, local_address, socket_options
+        )
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -10,7 +10,7 @@ from typing import Any
 from atproto_core.exceptions import AtProtocolError
 from atproto_crypto.did import get_did_key, parse_did_key
 
-from datasets.pds_state import Identity
+from datasets.repos.state import Identity
 from pds.addresses import origin_of
 from pds.errors import RejectedRepo
 from pds.syntax import is_did, is_plc
@@ -26,9 +26,13 @@ def check_did(did: str) -> None:
         raise RejectedRepo("invalid_did", "it is not a DID")
     method = did.split(":")[1]
     if method == "plc" and not is_plc(did):
-        raise RejectedRepo("invalid_did", "a did:plc has 24 letters a-z and digits 2-7 after its method")
+        raise RejectedRepo(
+            "invalid_did", "a did:plc has 24 letters a-z and digits 2-7 after its method"
+        )
     if method == "web" and not _WEB.fullmatch(did):
-        raise RejectedRepo("invalid_did", "a did:web has a domain name after its method, and no path or port")
+        raise RejectedRepo(
+            "invalid_did", "a did:web has a domain name after its method, and no path or port"
+        )
     if method not in ("plc", "web"):
         raise RejectedRepo("invalid_did", f"the method did:{method} is neither plc nor web")
 
@@ -43,7 +47,13 @@ def document_url(did: str, plc_url: str) -> str:
 
 
 def read_document(
-    did: str, status: int, body: bytes, now: int, trusted: Container[str] = (), *, insecure: bool = False
+    did: str,
+    status: int,
+    body: bytes,
+    now: int,
+    trusted: Container[str] = (),
+    *,
+    insecure: bool = False,
 ) -> Identity:
     """What the answer to a request for the DID's document says. Raises RejectedRepo.
 
@@ -51,16 +61,27 @@ def read_document(
     A PDS that is `trusted` need not be https.
     """
     if status in (404, 410):
-        raise RejectedRepo("not_found", "there is no such DID" if status == 404 else "the DID was given up by its user")
+        raise RejectedRepo(
+            "not_found",
+            "there is no such DID" if status == 404 else "the DID was given up by its user",
+        )
     if status != 200:
-        raise RejectedRepo("unreachable", f"the request for its DID document was answered with {status}")
+        raise RejectedRepo(
+            "unreachable", f"the request for its DID document was answered with {status}"
+        )
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
         raise _bad("is not JSON") from None
     if not isinstance(document, dict) or document.get("id") != did:
         raise _bad("is not about this DID")
-    return Identity(did, _pds(did, document, trusted, insecure=insecure), _handle(document), _key(did, document), now)
+    return Identity(
+        did,
+        _pds(did, document, trusted, insecure=insecure),
+        _handle(document),
+        _key(did, document),
+        now,
+    )
 
 
 def _pds(did: str, document: dict[str, Any], trusted: Container[str], *, insecure: bool) -> str:
@@ -80,7 +101,11 @@ def _key(did: str, document: dict[str, Any]) -> str:
         raise _bad("has no signing key")
     kind, encoded = method.get("type"), method.get("publicKeyMultibase")
     try:
-        key = get_did_key(kind, encoded) if isinstance(kind, str) and isinstance(encoded, str) else None
+        key = (
+            get_did_key(kind, encoded)
+            if isinstance(kind, str) and isinstance(encoded, str)
+            else None
+        )
         if key is not None:
             parse_did_key(key)
     except (AtProtocolError, ValueError) as error:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datasets.coverage import Coverage
-from datasets.pds_state import Identity
-from datasets.raw_records import Receipt
+from datasets.repos.coverage import Coverage
+from datasets.repos.raw_records import Receipt
+from datasets.repos.state import Identity
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Left:
+class Unfinished:
     """A job that came to nothing: the status and the reason for the user's row.
 
     `passing`: the same may succeed another day. `may_have_moved`: another host, or another key,
@@ -105,4 +105,4 @@ class Left:
     may_have_moved: bool = False
 
 
-Outcome = Resolved | Unchanged | Staged | Listed | Left
+Outcome = Resolved | Unchanged | Staged | Listed | Unfinished

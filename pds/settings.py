@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from datasets.settings import check_numbers
+from datasets.boundary.settings import check_numbers
 
 MIB = 1024**2
 PLC_DIRECTORY = "https://plc.directory"

@@ -62,7 +62,9 @@ def _days(day: str) -> int | None:
     """A day as the number of days since 0000-01-01, None where there is no such day."""
     cycles, year = divmod(int(day[:4]), _YEARS)
     try:
-        return cycles * _DAYS + date(_YEARS + year, int(day[5:7]), int(day[8:])).toordinal() - _FIRST
+        return (
+            cycles * _DAYS + date(_YEARS + year, int(day[5:7]), int(day[8:])).toordinal() - _FIRST
+        )
     except ValueError:
         return None
 

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from pds.client import Answer
 from pds.errors import RejectedRepo
 from pds.identity import check_did
-from pds.jobs import Fetch, Left, List, Listed, ListedRepo
+from pds.jobs import Fetch, List, Listed, ListedRepo, Unfinished
 
 PAGE = 1000
 # What a PDS says about a repository that it does not serve.
@@ -19,7 +19,12 @@ _REFUSALS = {
     "RepoSuspended": "suspended",
     "RepoDeactivated": "deactivated",
 }
-_LISTED = {"takendown": "takendown", "suspended": "suspended", "deactivated": "deactivated", "deleted": "not_found"}
+_LISTED = {
+    "takendown": "takendown",
+    "suspended": "suspended",
+    "deactivated": "deactivated",
+    "deleted": "not_found",
+}
 _MESSAGE_CHARS = 300
 
 
@@ -41,7 +46,10 @@ def read_listing(job: List, answer: Answer) -> Listed:
     content = _content(answer) if answer.status == 200 else None
     entries = content.get("repos") if content else None
     if content is None or not isinstance(entries, list):
-        raise RejectedRepo("unreachable", f"{job.origin} does not list its repositories (it answered {answer.status})")
+        raise RejectedRepo(
+            "unreachable",
+            f"{job.origin} does not list its repositories (it answered {answer.status})",
+        )
     repos = [repo for repo in map(_listed, entries) if repo is not None]
     cursor = content.get("cursor")
     goes_on = isinstance(cursor, str) and entries and cursor != job.cursor
@@ -53,13 +61,15 @@ def latest_rev(answer: Answer) -> str | None:
     return str(content.get("rev")) if content else None
 
 
-def refusal(job: Fetch, answer: Answer) -> Left | None:
+def refusal(job: Fetch, answer: Answer) -> Unfinished | None:
     """What the host says about a repository that it does not serve, if that is what it says."""
     content = _content(answer) if answer.status in (400, 404) else None
     status = _REFUSALS.get(str(content.get("error"))) if content else None
     if content is None or status is None:
         return None
-    return Left(job, status, _shown(str(content.get("message") or status)), may_have_moved=True)
+    return Unfinished(
+        job, status, _shown(str(content.get("message") or status)), may_have_moved=True
+    )
 
 
 def _shown(message: str) -> str:

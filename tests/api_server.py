@@ -59,7 +59,12 @@ REFUSALS = {
 
 def share(text: str) -> float:
     """A number in [0, 1) that a text always has."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).digest()) / 2**48
+    return (
+        int.from_bytes(
+            hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).digest()
+        )
+        / 2**48
+    )
 
 
 class Server:
@@ -85,7 +90,9 @@ class Server:
         try:
             body = await request.json()
             chat = "messages" in body
-            return await (self.chat(request, body, over) if chat else self.perspective(request, body, over))
+            return await (
+                self.chat(request, body, over) if chat else self.perspective(request, body, over)
+            )
         finally:
             self.in_flight -= 1
 
@@ -105,7 +112,14 @@ class Server:
         options = self.options
         if over_quota:
             return web.json_response(
-                {"error": {"code": 429, "message": "Quota exceeded", "status": "RESOURCE_EXHAUSTED"}}, status=429
+                {
+                    "error": {
+                        "code": 429,
+                        "message": "Quota exceeded",
+                        "status": "RESOURCE_EXHAUSTED",
+                    }
+                },
+                status=429,
             )
         self.asked.update(texts)
         luck = random.random()
@@ -131,9 +145,13 @@ class Server:
             return web.Response(status=429, text="<html>slow down</html>", headers=headers)
         if name == "503":
             return web.Response(status=503, text="busy", headers=headers)
-        return web.Response(text='{"attributeScores": {"TOXICITY": {"summ', content_type="application/json")
+        return web.Response(
+            text='{"attributeScores": {"TOXICITY": {"summ', content_type="application/json"
+        )
 
-    async def perspective(self, request: web.Request, body: dict[str, Any], over_quota: bool) -> web.Response:
+    async def perspective(
+        self, request: web.Request, body: dict[str, Any], over_quota: bool
+    ) -> web.Response:
         text = body["comment"]["text"]
         if request.headers.get("X-Goog-Api-Key") != KEY:
             error = {
@@ -145,7 +163,8 @@ class Server:
         for name in body["requestedAttributes"]:
             if name in self.options.without:
                 return web.json_response(
-                    {"error": {"code": 400, "message": f"Unknown requested attribute: {name}"}}, status=400
+                    {"error": {"code": 400, "message": f"Unknown requested attribute: {name}"}},
+                    status=400,
                 )
         struck = await self.fault([text], over_quota) or self.odd(text)
         if struck:
@@ -158,7 +177,14 @@ class Server:
             }
             message = "Attribute TOXICITY does not support request languages: xx"
             return web.json_response(
-                {"error": {"code": 400, "message": message, "status": "INVALID_ARGUMENT", "details": [kind]}},
+                {
+                    "error": {
+                        "code": 400,
+                        "message": message,
+                        "status": "INVALID_ARGUMENT",
+                        "details": [kind],
+                    }
+                },
                 status=400,
             )
         scores = {
@@ -171,11 +197,18 @@ class Server:
     def odd(text: str) -> web.Response | None:
         kind = "application/json"
         if text in ODD_SCORES:
-            body = '{"attributeScores": {"TOXICITY": {"summaryScore": {"value": %s}}}}' % ODD_SCORES[text]  # noqa: UP031
+            body = (
+                '{"attributeScores": {"TOXICITY": {"summaryScore": {"value": %s}}}}'
+                % ODD_SCORES[text]
+            )  # noqa: UP031
             return web.Response(text=body, content_type=kind)
         match text:
             case "surrogate in a reason":
-                return web.Response(text='{"error": {"message": "half \\ud800 of it"}}', status=400, content_type=kind)
+                return web.Response(
+                    text='{"error": {"message": "half \\ud800 of it"}}',
+                    status=400,
+                    content_type=kind,
+                )
             case "nested error":
                 body = '{"error": {"message": %s}}' % ODD_SCORES["nested"]  # noqa: UP031
                 return web.Response(text=body, status=400, content_type=kind)
@@ -185,22 +218,36 @@ class Server:
                 return web.Response(body=b"1" * (5 * 2**20), content_type=kind, status=503)
             case "bomb":
                 squeeze = zlib.compressobj(wbits=31)
-                body_ = b"".join(squeeze.compress(bytes(2**20)) for _ in range(BOMB_MIB)) + squeeze.flush()
-                return web.Response(body=body_, content_type=kind, headers={"Content-Encoding": "gzip"})
+                body_ = (
+                    b"".join(squeeze.compress(bytes(2**20)) for _ in range(BOMB_MIB))
+                    + squeeze.flush()
+                )
+                return web.Response(
+                    body=body_, content_type=kind, headers={"Content-Encoding": "gzip"}
+                )
             case "brotli":
-                return web.Response(body=b"x", content_type=kind, headers={"Content-Encoding": "br"})
+                return web.Response(
+                    body=b"x", content_type=kind, headers={"Content-Encoding": "br"}
+                )
             case "gzip":
                 body = '{"attributeScores": {"TOXICITY": {"summaryScore": {"value": 0.25}}}}'
                 squeezed = gzip.compress(body.encode())
-                return web.Response(body=squeezed, content_type=kind, headers={"Content-Encoding": "gzip"})
+                return web.Response(
+                    body=squeezed, content_type=kind, headers={"Content-Encoding": "gzip"}
+                )
         return None
 
-    async def chat(self, request: web.Request, body: dict[str, Any], over_quota: bool) -> web.Response:
+    async def chat(
+        self, request: web.Request, body: dict[str, Any], over_quota: bool
+    ) -> web.Response:
         if request.headers.get("Authorization") != f"Bearer {KEY}":
-            return web.json_response({"error": {"message": "Incorrect API key provided"}}, status=401)
+            return web.json_response(
+                {"error": {"message": "Incorrect API key provided"}}, status=401
+            )
         if body["model"] != "test-model":
             return web.json_response(
-                {"error": {"message": "The model does not exist", "code": "model_not_found"}}, status=404
+                {"error": {"message": "The model does not exist", "code": "model_not_found"}},
+                status=404,
             )
         posts = json.loads(body["messages"][-1]["content"])["posts"]
         self.prompts.append(body)
@@ -212,10 +259,16 @@ class Server:
             if word in said or self.options.refuse_all == word:
                 return web.json_response({"error": error}, status=400)
         if "DECLINED" in said:
-            return web.json_response({"choices": [{"message": {"refusal": "I can't \ud800 do that"}}]})
+            return web.json_response(
+                {"choices": [{"message": {"refusal": "I can't \ud800 do that"}}]}
+            )
         labels = [self.label(post, body) for post in posts]
         if len(posts) > self.options.confused_above:
-            labels = labels[1:] if share(posts[0]["text"]) < 0.5 else [{**label, "number": 1} for label in labels]
+            labels = (
+                labels[1:]
+                if share(posts[0]["text"]) < 0.5
+                else [{**label, "number": 1} for label in labels]
+            )
         for post in posts:
             self.good[post["text"]] += 1
         usage = {"prompt_tokens": 100 + 20 * len(posts), "completion_tokens": 10 * len(posts)}
@@ -319,7 +372,11 @@ def api_server(**options: Any) -> Iterator[Api]:
     command = [sys.executable, "-m", "tests.api_server", *arguments]
     root = Path(__file__).parent.parent
     with subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+        command,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
     ) as process:
         assert process.stdout
         port = int(process.stdout.readline())

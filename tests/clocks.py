@@ -7,7 +7,7 @@ import selectors
 from collections.abc import Coroutine
 from typing import Any
 
-from actors.clock import Clock
+from actors.remote.clock import Clock
 
 
 class TestClock:
@@ -15,13 +15,18 @@ class TestClock:
 
     __test__ = False
 
-    def __init__(self, now: float = 1000.0, *, boot: str = "this start", epoch: float = 1_800_000_000.0) -> None:
+    def __init__(
+        self, now: float = 1000.0, *, boot: str = "this start", epoch: float = 1_800_000_000.0
+    ) -> None:
         self.now, self.epoch, self.boot, self.slept = now, epoch, boot, 0.0
 
     @property
     def clock(self) -> Clock:
         return Clock(
-            lambda: self.now, lambda: self.now + self.slept, lambda: self.epoch + self.now + self.slept, self.boot
+            lambda: self.now,
+            lambda: self.now + self.slept,
+            lambda: self.epoch + self.now + self.slept,
+            self.boot,
         )
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:

@@ -41,7 +41,9 @@ class Node:
                 command = process.cmdline()
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
-            if command and (not name or command[0].startswith(name) or command[0].endswith(f"/{name}")):
+            if command and (
+                not name or command[0].startswith(name) or command[0].endswith(f"/{name}")
+            ):
                 found.append(process)
         return found
 
@@ -82,7 +84,13 @@ class Cluster:
         port, board = free_port(), free_port()
         self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{board}"
         return self._start(
-            *("--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={cpus}", "--num-gpus=0"),
+            *(
+                "--head",
+                "--node-ip-address=127.0.0.1",
+                f"--port={port}",
+                f"--num-cpus={cpus}",
+                "--num-gpus=0",
+            ),
             *(f"--include-dashboard={dashboard}", f"--dashboard-port={board}"),
             f"--ray-client-server-port={free_port()}",
         )
@@ -90,7 +98,10 @@ class Cluster:
     def add(self, cpus: int, gpus: int = 0) -> Node:
         ip = f"127.0.0.{len(self.nodes) + 1}"
         return self._start(
-            f"--address={self.address}", f"--node-ip-address={ip}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"
+            f"--address={self.address}",
+            f"--node-ip-address={ip}",
+            f"--num-cpus={cpus}",
+            f"--num-gpus={gpus}",
         )
 
     def _start(self, *options: str) -> Node:
@@ -99,7 +110,10 @@ class Cluster:
         common.append(f"--dashboard-agent-listen-port={free_port()}")
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*RAY, "start", *common, *options], stdout=output, stderr=subprocess.STDOUT, env=self.environment
+                [*RAY, "start", *common, *options],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
             )
         self.nodes.append(Node(process))
         deadline = time.monotonic() + _START_SECONDS
@@ -112,11 +126,17 @@ class Cluster:
 
 @contextlib.contextmanager
 def ray_cluster(
-    folder: Path, head_cpus: int = 1, *, dashboard: bool = False, env: Mapping[str, str] | None = None
+    folder: Path,
+    head_cpus: int = 1,
+    *,
+    dashboard: bool = False,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Cluster]:
     """A cluster of one node, which `add` makes larger. All of it is gone afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "BACKFILL_"))}
+    clean = {
+        key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "BACKFILL_"))
+    }
     # Nodes of several machines, or a job, come in with a token only.
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     cluster = Cluster(folder, {**clean, **token, **(env or {})})

@@ -12,7 +12,7 @@ from tests.s3_server import s3, s3_server  # noqa: F401 - fixtures
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
     """One Ray for all tests of this process that need one."""
-    from backfill.cluster import start_ray
+    from backfill.ray_session import start_ray
 
     assert start_ray(None, debug=False)
     yield

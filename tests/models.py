@@ -14,7 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tests.support import make_text
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
 _SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 _CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:)(.,!?'😀"
 VOCABULARY = [*_SPECIALS, *_CHARACTERS, *(f"##{character}" for character in _CHARACTERS)]
@@ -22,10 +27,14 @@ VOCABULARY = [*_SPECIALS, *_CHARACTERS, *(f"##{character}" for character in _CHA
 
 def make_tokenizer(vocabulary: Sequence[str] = VOCABULARY) -> Any:
     """Word pieces of one character: a text has about as many tokens as characters."""
-    tokenizer = Tokenizer(models.WordPiece({t: n for n, t in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordPiece({t: n for n, t in enumerate(vocabulary)}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -51,7 +60,9 @@ def save(folder: Path, network: Any) -> Path:
 def save_encoder(folder: Path, seed: int = 0) -> Path:
     """With a pooler."""
     torch.manual_seed(seed)
-    return save(folder, transformers.BertModel(transformers.BertConfig(vocab_size=len(VOCABULARY), **SIZES)))
+    return save(
+        folder, transformers.BertModel(transformers.BertConfig(vocab_size=len(VOCABULARY), **SIZES))
+    )
 
 
 def save_distil(folder: Path) -> Path:
@@ -59,7 +70,10 @@ def save_distil(folder: Path) -> Path:
     torch.manual_seed(0)
     sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
     return save(
-        folder, transformers.DistilBertModel(transformers.DistilBertConfig(vocab_size=len(VOCABULARY), **sizes))
+        folder,
+        transformers.DistilBertModel(
+            transformers.DistilBertConfig(vocab_size=len(VOCABULARY), **sizes)
+        ),
     )
 
 
@@ -67,7 +81,10 @@ def save_classifier(folder: Path, labels: Sequence[str]) -> Path:
     torch.manual_seed(0)
     names = dict(enumerate(labels))
     config = transformers.BertConfig(
-        vocab_size=len(VOCABULARY), id2label=names, label2id={label: n for n, label in names.items()}, **SIZES
+        vocab_size=len(VOCABULARY),
+        id2label=names,
+        label2id={label: n for n, label in names.items()},
+        **SIZES,
     )
     return save(folder, transformers.BertForSequenceClassification(config))
 
@@ -76,8 +93,14 @@ def save_checkpoint(path: Path, encoder: Path, outputs: int = 4) -> dict[str, to
     """As a fine-tuned model of the group's is saved: other weights than the encoder's, and a classifier."""
     torch.manual_seed(1)
     network = transformers.AutoModel.from_pretrained(encoder)
-    state = {f"model.{key}": value + 0.05 * torch.randn_like(value) for key, value in network.state_dict().items()}
-    state |= {"classifier.weight": torch.randn(outputs, 32), "classifier.bias": torch.randn(outputs)}
+    state = {
+        f"model.{key}": value + 0.05 * torch.randn_like(value)
+        for key, value in network.state_dict().items()
+    }
+    state |= {
+        "classifier.weight": torch.randn(outputs, 32),
+        "classifier.bias": torch.randn(outputs),
+    }
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
@@ -98,4 +121,7 @@ def put_in_hub_cache(cache: Path, folder: Path, name: str, commit: str) -> None:
 def texts(count: int, seed: int = 0) -> list[str]:
     """Of lengths from 1 to some hundred tokens, in no order."""
     rng = random.Random(seed)
-    return [" ".join(make_text(rng.randrange(10**6)) for _ in range(rng.choice([1, 1, 1, 4]))) for _ in range(count)]
+    return [
+        " ".join(make_text(rng.randrange(10**6)) for _ in range(rng.choice([1, 1, 1, 4])))
+        for _ in range(count)
+    ]

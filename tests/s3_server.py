@@ -89,7 +89,9 @@ def _serve(port: int, switch: Path) -> None:
     moto = DomainDispatcherApplication(create_backend_app)
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        later_part = "partNumber=2" in environ["QUERY_STRING"] and switch.with_name("parts").exists()
+        later_part = (
+            "partNumber=2" in environ["QUERY_STRING"] and switch.with_name("parts").exists()
+        )
         if later_part or switch.exists():
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("503 Slow Down", [("Content-Type", "application/xml")])

@@ -35,7 +35,12 @@ def make_text(number: int) -> str:
 
 
 def post(number: int, **changes: Any) -> dict[str, Any]:
-    return {"uri": make_uri(number), "text": make_text(number), "preprocessing_timestamp": f"{DAY}-12:00:00", **changes}
+    return {
+        "uri": make_uri(number),
+        "text": make_text(number),
+        "preprocessing_timestamp": f"{DAY}-12:00:00",
+        **changes,
+    }
 
 
 def write_partition(
@@ -62,13 +67,21 @@ def write_partition(
 
 
 def write_posts(
-    root: Path | str, day: str, rows: Sequence[Mapping[str, Any]], name: str = "part-0", tier: str = "cache"
+    root: Path | str,
+    day: str,
+    rows: Sequence[Mapping[str, Any]],
+    name: str = "part-0",
+    tier: str = "cache",
 ) -> Path:
     return write_partition(root, "preprocessed_posts", day, rows, name, tier)
 
 
 def make_lake(
-    root: Path, posts_per_day: int = 40, days: Iterable[str] = (DAY, "2024-10-02"), *, first: int = 0
+    root: Path,
+    posts_per_day: int = 40,
+    days: Iterable[str] = (DAY, "2024-10-02"),
+    *,
+    first: int = 0,
 ) -> dict[str, set[str]]:
     """A lake of whole posts, the first of them number `first`; partition date → its URIs."""
     uris: dict[str, set[str]] = {}
@@ -92,12 +105,18 @@ def lake_labels(root: Path | str, integration: str = VALENCE) -> list[dict[str, 
 
 def database_labels(root: Path | str, integration: str = VALENCE) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(f"file:{root}/backfill.db?mode=ro", uri=True)) as connection:
-        return connection.execute(f'SELECT uri, text, was_successfully_labeled FROM "{integration}"').fetchall()
+        return connection.execute(
+            f'SELECT uri, text, was_successfully_labeled FROM "{integration}"'
+        ).fetchall()
 
 
 def queue_files(root: Path | str) -> list[str]:
     """Files in the queues, and of the files with answers those that hold some."""
-    return [str(path) for path in Path(root).glob("queues/**/*") if path.is_file() and not _is_empty_store(path)]
+    return [
+        str(path)
+        for path in Path(root).glob("queues/**/*")
+        if path.is_file() and not _is_empty_store(path)
+    ]
 
 
 def _is_empty_store(path: Path) -> bool:
@@ -109,11 +128,18 @@ def _is_empty_store(path: Path) -> bool:
         return not connection.execute("SELECT count(*) FROM responses").fetchone()[0]
 
 
-def assert_labelled_once(root: Path | str, uris: Mapping[str, Iterable[str]], integration: str = VALENCE) -> None:
+def assert_labelled_once(
+    root: Path | str, uris: Mapping[str, Iterable[str]], integration: str = VALENCE
+) -> None:
     """Each URI once in its own partition of the lake and once in the database; nothing in the queues."""
     expected = sorted((day, uri) for day, these in uris.items() for uri in these)
-    assert sorted((row["partition_date"], row["uri"]) for row in lake_labels(root, integration)) == expected
-    assert sorted(row[0] for row in database_labels(root, integration)) == sorted(uri for _, uri in expected)
+    assert (
+        sorted((row["partition_date"], row["uri"]) for row in lake_labels(root, integration))
+        == expected
+    )
+    assert sorted(row[0] for row in database_labels(root, integration)) == sorted(
+        uri for _, uri in expected
+    )
     assert queue_files(root) == []
 
 
@@ -122,11 +148,17 @@ def cli_command(*arguments: str) -> list[str]:
 
 
 def cli_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("BACKFILL_", "RAY_ADDRESS"))}
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("BACKFILL_", "RAY_ADDRESS"))
+    }
     return {**clean, **(more or {})}
 
 
-def run_cli(*arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_cli(
+    *arguments: str, env: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """The command line as a user calls it, in a process of its own."""
     return subprocess.run(
         cli_command(*arguments),

@@ -80,8 +80,12 @@ def test_aws_has_these_instances_with_processors_and_a_gpu(
 
 
 def test_each_node_installs_what_make_setup_installs(cluster: dict[str, Any]) -> None:
-    makefile = pip_arguments((ROOT / "Makefile").read_text().replace("$$", "$").replace("'.[dev]'", "."))
-    nodes = [line for command in cluster["worker_setup_commands"] for line in pip_arguments(command)]
+    makefile = pip_arguments(
+        (ROOT / "Makefile").read_text().replace("$$", "$").replace("'.[dev]'", ".")
+    )
+    nodes = [
+        line for command in cluster["worker_setup_commands"] for line in pip_arguments(command)
+    ]
     image = pip_arguments((ROOT / "Dockerfile").read_text().replace(" --no-cache-dir", ""))
     assert len(makefile) == 2
     assert nodes == image == makefile
@@ -101,7 +105,12 @@ def test_what_is_copied_to_nodes_and_into_the_image_is_there(cluster: dict[str, 
 
 def test_commands_survive_yaml(cluster: dict[str, Any]) -> None:
     """A # or a quote in the wrong place cuts a command off in silence."""
-    for key in ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands"):
+    for key in (
+        "head_setup_commands",
+        "worker_setup_commands",
+        "head_start_ray_commands",
+        "worker_start_ray_commands",
+    ):
         for command in cluster[key]:
             shlex.split(command)
 
@@ -112,7 +121,10 @@ def test_every_node_asks_for_the_token_and_no_file_holds_a_secret(cluster: dict[
     for path in (CLUSTER, RAYJOB, ROOT / "Dockerfile"):
         for name in SECRETS:
             # Where a secret is given a value, the value is an example's ellipsis.
-            assert not re.search(rf"{name}\s*[=:]\s*(?!…|postgresql://…)\S", path.read_text()), (path, name)
+            assert not re.search(rf"{name}\s*[=:]\s*(?!…|postgresql://…)\S", path.read_text()), (
+                path,
+                name,
+            )
     for container in containers():
         for entry in container.get("env", []):
             assert ("valueFrom" in entry) == (entry["name"] in SECRETS)
@@ -139,7 +151,9 @@ def test_the_rayjob_tries_again_and_its_head_does_no_work() -> None:
     assert spec["backoffLimit"] > 0
     assert spec["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert len({container["image"] for container in containers()}) == 1
-    assert f"\nray=={spec['rayClusterSpec']['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
+    assert (
+        f"\nray=={spec['rayClusterSpec']['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
+    )
 
 
 def test_the_rayjob_calls_a_command_that_exists() -> None:

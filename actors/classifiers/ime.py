@@ -54,7 +54,10 @@ def check(settings: Settings) -> None:
 INTEGRATION = Integration(
     name="ml_inference_ime",
     alias="i",
-    columns={**{f"prob_{name}": "float64" for name in OUTPUTS}, **{f"label_{name}": "int64" for name in OUTPUTS}},
+    columns={
+        **{f"prob_{name}": "float64" for name in OUTPUTS},
+        **{f"label_{name}": "int64" for name in OUTPUTS},
+    },
     load=load,
     check=check,
     settings=Settings,

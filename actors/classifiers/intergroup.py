@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from actors.integrations import Classifier, Environment, Integration
-from actors.llm import ENVIRONMENT, LocalOrLlmSettings, chat_remote, local_or_llm
 from actors.models.settings import check_local, local_classifier
+from actors.remote.chat import ENVIRONMENT, LocalOrLlmSettings, chat_remote, local_or_llm
 
 if TYPE_CHECKING:
-    from actors.remote import Remote
+    from actors.remote.protocol import Remote
 
 OUTPUTS = ("intergroup",)
 
@@ -25,7 +25,9 @@ def targets(row: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def remote(settings: LocalOrLlmSettings, environment: Environment) -> Remote:
-    return chat_remote(settings, environment, "intergroup", {"label": {"type": "integer", "enum": [0, 1]}})
+    return chat_remote(
+        settings, environment, "intergroup", {"label": {"type": "integer", "enum": [0, 1]}}
+    )
 
 
 def load(settings: LocalOrLlmSettings) -> Classifier:

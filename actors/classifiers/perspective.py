@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 from actors.integrations import Classifier, Environment, Integration, Placement
 from actors.models.settings import ModelSettings, check_local, local_classifier
-from actors.remote import Call, Limits, MalformedError, Quota, Remote, readable
+from actors.remote.protocol import Call, Limits, MalformedError, Quota, Remote, readable
+from datasets.boundary.settings import check_numbers
+from datasets.boundary.urls import header_key, http_url
 from datasets.errors import ConfigError, FatalError, RejectedPost, RetryableError
-from datasets.settings import check_numbers
-from datasets.urls import header_key, http_url
 
 ENDPOINT = "https://commentanalyzer.googleapis.com"
 # Bytes of UTF-8, from the API's answer COMMENT_TOO_LONG. Older documents say 3,000.
@@ -38,7 +38,15 @@ _UNKNOWN = re.compile(r"Unknown requested attribute:? ?'?([A-Z_]+)")
 
 
 # What a local model can stand in for; the other columns stay null then.
-OUTPUTS = ("toxic", "severe_toxic", "identity_attack", "insult", "profanity", "threat", "sexually_explicit")
+OUTPUTS = (
+    "toxic",
+    "severe_toxic",
+    "identity_attack",
+    "insult",
+    "profanity",
+    "threat",
+    "sexually_explicit",
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,9 @@ class Settings(ModelSettings):
 def remote(settings: Settings, environment: Environment) -> Remote:
     name = "PERSPECTIVE_API_KEY" if environment.get("PERSPECTIVE_API_KEY") else "GOOGLE_API_KEY"
     key = environment.get(name)
-    endpoint = http_url(environment.get("PERSPECTIVE_API_ENDPOINT") or ENDPOINT, "PERSPECTIVE_API_ENDPOINT")
+    endpoint = http_url(
+        environment.get("PERSPECTIVE_API_ENDPOINT") or ENDPOINT, "PERSPECTIVE_API_ENDPOINT"
+    )
     if not key and endpoint == ENDPOINT:
         raise ConfigError("there is no key for the Perspective API; set PERSPECTIVE_API_KEY")
     qps = settings.qps or _quota(environment.get("PERSPECTIVE_QPS") or "1")
@@ -96,7 +106,9 @@ def targets(row: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def load(settings: Settings) -> Classifier:
-    return local_classifier(settings.backend, settings, INTEGRATION.name, OUTPUTS, OUTPUTS[:1], decide)
+    return local_classifier(
+        settings.backend, settings, INTEGRATION.name, OUTPUTS, OUTPUTS[:1], decide
+    )
 
 
 def check(settings: Settings) -> None:
@@ -120,7 +132,11 @@ class Perspective:
 
     def precheck(self, text: str) -> RejectedPost | None:
         size = len(text.encode("utf-8", "surrogatepass"))
-        return RejectedPost(f"COMMENT_TOO_LONG: {size} bytes, {MAX_BYTES} are allowed") if size > MAX_BYTES else None
+        return (
+            RejectedPost(f"COMMENT_TOO_LONG: {size} bytes, {MAX_BYTES} are allowed")
+            if size > MAX_BYTES
+            else None
+        )
 
     def alone(self, text: str) -> bool:
         return True
@@ -140,7 +156,7 @@ class Perspective:
     def tokens(self, texts: Sequence[str]) -> float:
         return 0.0
 
-    def judge(self, status: int, body: bytes) -> None:
+    def raise_for_error(self, status: int, body: bytes) -> None:
         reason = _reason(body)
         if status in (401, 403) or "API key not valid" in reason or "API_KEY_INVALID" in reason:
             raise FatalError(
@@ -161,9 +177,13 @@ class Perspective:
     def parse(self, body: bytes, number: int, count: int) -> dict[str, float | None]:
         try:
             scores = json.loads(body)["attributeScores"]
-            values = {name: scores[name]["summaryScore"]["value"] for name in scores if name in ATTRIBUTES}
+            values = {
+                name: scores[name]["summaryScore"]["value"] for name in scores if name in ATTRIBUTES
+            }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise MalformedError(f"an answer without attributeScores ({type(error).__name__})") from error
+            raise MalformedError(
+                f"an answer without attributeScores ({type(error).__name__})"
+            ) from error
         if not values:
             raise MalformedError("an answer without any of the attributes that were asked for")
         for name, value in values.items():
@@ -181,9 +201,15 @@ def _reason(body: bytes) -> str:
     """`errorType: message` of an error, as far as it has them."""
     try:
         error = json.loads(body)["error"]
-        kinds = [str(detail["errorType"]) for detail in error.get("details", []) if "errorType" in detail]
-        reasons = [str(detail["reason"]) for detail in error.get("details", []) if "reason" in detail]
-        return readable(": ".join([*kinds, *reasons, str(error.get("message", ""))]).strip(": "), 300)
+        kinds = [
+            str(detail["errorType"]) for detail in error.get("details", []) if "errorType" in detail
+        ]
+        reasons = [
+            str(detail["reason"]) for detail in error.get("details", []) if "reason" in detail
+        ]
+        return readable(
+            ": ".join([*kinds, *reasons, str(error.get("message", ""))]).strip(": "), 300
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return readable(body[:4096].decode("utf-8", "replace"))
 
@@ -197,7 +223,12 @@ INTEGRATION = Integration(
     settings=Settings,
     placement=placement,
     remote=remote,
-    environment=("PERSPECTIVE_API_KEY", "GOOGLE_API_KEY", "PERSPECTIVE_API_ENDPOINT", "PERSPECTIVE_QPS"),
+    environment=(
+        "PERSPECTIVE_API_KEY",
+        "GOOGLE_API_KEY",
+        "PERSPECTIVE_API_ENDPOINT",
+        "PERSPECTIVE_QPS",
+    ),
     outputs=OUTPUTS,
     targets=targets,
 )

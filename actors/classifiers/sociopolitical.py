@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from actors.integrations import Classifier, Environment, Integration
-from actors.llm import ENVIRONMENT, LocalOrLlmSettings, chat_remote, local_or_llm
 from actors.models.settings import check_local, local_classifier
+from actors.remote.chat import ENVIRONMENT, LocalOrLlmSettings, chat_remote, local_or_llm
 
 if TYPE_CHECKING:
-    from actors.remote import Remote
+    from actors.remote.protocol import Remote
 
 LEANS = ("left", "right", "moderate", "unclear")
 OUTPUTS = ("sociopolitical", *LEANS)
@@ -25,7 +25,9 @@ def decide(scores: Mapping[str, float]) -> dict[str, Any]:
 
 
 def complete(labels: dict[str, Any]) -> dict[str, Any]:
-    return labels if labels["is_sociopolitical"] else {**labels, "political_ideology_label": "unclear"}
+    return (
+        labels if labels["is_sociopolitical"] else {**labels, "political_ideology_label": "unclear"}
+    )
 
 
 def targets(row: Mapping[str, Any]) -> dict[str, float | None]:
@@ -58,7 +60,9 @@ def remote(settings: LocalOrLlmSettings, environment: Environment) -> Remote:
 
 
 def load(settings: LocalOrLlmSettings) -> Classifier:
-    return local_classifier(settings.backend, settings, INTEGRATION.name, OUTPUTS, OUTPUTS[:1], decide)
+    return local_classifier(
+        settings.backend, settings, INTEGRATION.name, OUTPUTS, OUTPUTS[:1], decide
+    )
 
 
 def check(settings: LocalOrLlmSettings) -> None:

@@ -47,7 +47,9 @@ class Vader:
 
     def _outcome(self, text: str) -> Outcome:
         if len(text) > MAX_CHARACTERS:
-            return RejectedPost(f"too long for VADER: {len(text):,} characters, {MAX_CHARACTERS:,} are allowed")
+            return RejectedPost(
+                f"too long for VADER: {len(text):,} characters, {MAX_CHARACTERS:,} are allowed"
+            )
         compound = self._scores(self._to_scan(text))["compound"]
         return {"compound": compound, "valence_label": valence_label(compound)}
 

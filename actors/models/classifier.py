@@ -24,5 +24,6 @@ class ModelClassifier:
     def classify(self, texts: Sequence[str]) -> list[Outcome]:
         found = self._model.scores(texts).tolist()
         return [
-            self._decide({n: v for n, v in zip(self._names, row, strict=True) if not math.isnan(v)}) for row in found
+            self._decide({n: v for n, v in zip(self._names, row, strict=True) if not math.isnan(v)})
+            for row in found
         ]

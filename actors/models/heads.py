@@ -68,10 +68,14 @@ def load_head(path: Path, outputs: Sequence[str], encoder_sha256: str) -> Head:
         with safe_open(path, "numpy") as file:
             metadata: dict[str, str] = file.metadata() or {}
             if FORMAT not in metadata:
-                raise ConfigError(f"{path} is not a head of this project; train one with `python -m cli train-head`")
+                raise ConfigError(
+                    f"{path} is not a head of this project; train one with `python -m cli train-head`"
+                )
             weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no head {path}; check heads in backfill.toml, or train one") from error
+        raise ConfigError(
+            f"there is no head {path}; check heads in backfill.toml, or train one"
+        ) from error
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"the head {path} cannot be read ({error}); train it again") from error
     about = json.loads(metadata[FORMAT])
@@ -85,7 +89,9 @@ def load_head(path: Path, outputs: Sequence[str], encoder_sha256: str) -> Head:
     )
     unknown = set(head.outputs) - set(outputs)
     if unknown:
-        raise ConfigError(f"the head {path} has an output {min(unknown)!r} that this integration has not; name its own")
+        raise ConfigError(
+            f"the head {path} has an output {min(unknown)!r} that this integration has not; name its own"
+        )
     if head.encoder_sha256 != encoder_sha256:
         raise ConfigError(
             f"the head {path} was trained on an encoder with other weights (SHA-256 {head.encoder_sha256[:12]}…, here "
@@ -101,4 +107,4 @@ def file_sha256(path: Path) -> str:
 
 def built_in(integration: str) -> Path:
     """The head that comes along with the project."""
-    return Path(__file__).parent.parent / "heads" / f"{integration}.safetensors"
+    return Path(__file__).parent / "assets" / "heads" / f"{integration}.safetensors"

@@ -31,7 +31,9 @@ class Estimate:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-def estimate(measure: Callable[[Array, Array], float], truth: Array, found: Array, seed: int = 0) -> Estimate:
+def estimate(
+    measure: Callable[[Array, Array], float], truth: Array, found: Array, seed: int = 0
+) -> Estimate:
     """`measure(truth, found)` with its interval. Resamples on which it is not defined do not count."""
     rng = np.random.default_rng(seed)
     values = []

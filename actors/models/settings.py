@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from datasets.boundary.settings import check_numbers
 from datasets.errors import ConfigError
-from datasets.settings import check_numbers
 
 if TYPE_CHECKING:
     from actors.integrations import Classifier
@@ -42,7 +42,9 @@ class ModelSettings:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        check_numbers(self, ModelSettings, zero=("token_budget",), most={"gpu": 1.0, "threads": 4096})
+        check_numbers(
+            self, ModelSettings, zero=("token_budget",), most={"gpu": 1.0, "threads": 4096}
+        )
         if self.max_tokens < 8:
             raise ValueError("max_tokens must be at least 8")
 
@@ -72,8 +74,14 @@ def check_local(backend: str, settings: ModelSettings, integration: str) -> None
     if backend == "embedding-head":
         head = settings.heads or str(built_in(integration))
         if not os.path.exists(head):
-            raise ConfigError(f"there is no head {head}; check heads in backfill.toml, or train one")
+            raise ConfigError(
+                f"there is no head {head}; check heads in backfill.toml, or train one"
+            )
     elif not settings.model:
-        raise ConfigError(f'the backend "{backend}" of {integration} needs a model in backfill.toml')
+        raise ConfigError(
+            f'the backend "{backend}" of {integration} needs a model in backfill.toml'
+        )
     if backend == "checkpoint" and not os.path.exists(settings.checkpoint or ""):
-        raise ConfigError(f"there is no checkpoint {settings.checkpoint}; check checkpoint in backfill.toml")
+        raise ConfigError(
+            f"there is no checkpoint {settings.checkpoint}; check checkpoint in backfill.toml"
+        )

@@ -46,7 +46,9 @@ class Trained:
     validated: Mapping[str, Floats]
 
 
-def check_examples(targets: Mapping[str, Floats], weights: Floats, groups: Sequence[Sequence[str]], where: str) -> None:
+def check_examples(
+    targets: Mapping[str, Floats], weights: Floats, groups: Sequence[Sequence[str]], where: str
+) -> None:
     """Raises ConfigError where there are too few examples of a class to cross-validate. `where` names the files.
 
     Only texts with a weight of 1 or more count. Outputs whose targets are all the same are not learnt.
@@ -68,17 +70,27 @@ def check_examples(targets: Mapping[str, Floats], weights: Floats, groups: Seque
 
 
 def _learnt(targets: Mapping[str, Floats]) -> list[str]:
-    return [name for name, target in targets.items() if len(np.unique(target[~np.isnan(target)])) > 1]
+    return [
+        name for name, target in targets.items() if len(np.unique(target[~np.isnan(target)])) > 1
+    ]
 
 
 def not_learnt(targets: Mapping[str, Floats]) -> list[str]:
     """Outputs that some texts have a target for, but all of them the same."""
     learnt = _learnt(targets)
-    return [name for name, target in targets.items() if name not in learnt and not np.isnan(target).all()]
+    return [
+        name
+        for name, target in targets.items()
+        if name not in learnt and not np.isnan(target).all()
+    ]
 
 
 def train(
-    examples: Examples, groups: Sequence[Sequence[str]], layers: Sequence[int], encoder_sha256: str, seed: int
+    examples: Examples,
+    groups: Sequence[Sequence[str]],
+    layers: Sequence[int],
+    encoder_sha256: str,
+    seed: int,
 ) -> Trained:
     """One logistic regression an output, one multinomial a group. Outputs that nothing is known of are left out."""
     weights: dict[str, Floats] = {}
@@ -116,7 +128,9 @@ def _binary(examples: Examples, name: str, seed: int) -> tuple[Floats, float, fl
     x, y, w = examples.features[rows], target[rows], examples.weights[rows]
     tried = {strength: _validate_binary(x, y, w, strength, seed) for strength in _STRENGTHS}
     valid = w >= 1
-    losses = {strength: _loss(y[valid], _sigmoid(scores[valid])) for strength, scores in tried.items()}
+    losses = {
+        strength: _loss(y[valid], _sigmoid(scores[valid])) for strength, scores in tried.items()
+    }
     best = min(losses, key=lambda strength: losses[strength])
     slope, shift = _platt(tried[best][valid], y[valid])
     model = _fit_soft(x, y, w, best)
@@ -125,27 +139,37 @@ def _binary(examples: Examples, name: str, seed: int) -> tuple[Floats, float, fl
     return slope * model.coef_[0], float(slope * model.intercept_[0] + shift), best, scores
 
 
-def _validate_binary(x: npt.NDArray[np.float32], y: Floats, w: Floats, strength: float, seed: int) -> Floats:
+def _validate_binary(
+    x: npt.NDArray[np.float32], y: Floats, w: Floats, strength: float, seed: int
+) -> Floats:
     """The logit of each row by a model that has not seen it; NaN for rows that only help."""
     logits = np.full(len(y), np.nan)
     own, help_ = np.flatnonzero(w >= 1), np.flatnonzero(w < 1)
     sides = np.stack([y[own] > 0, y[own] < 1])
     for fit, held in _folds((y[own] >= 0.5).astype(int), sides, seed):
         rows = np.concatenate([own[fit], help_])
-        logits[own[held]] = _fit_soft(x[rows], y[rows], w[rows], strength).decision_function(x[own[held]])
+        logits[own[held]] = _fit_soft(x[rows], y[rows], w[rows], strength).decision_function(
+            x[own[held]]
+        )
     return logits
 
 
-def _fit_soft(x: npt.NDArray[np.float32], y: Floats, w: Floats, strength: float) -> LogisticRegression:
+def _fit_soft(
+    x: npt.NDArray[np.float32], y: Floats, w: Floats, strength: float
+) -> LogisticRegression:
     """A target between 0 and 1 is a row of each class, weighted by it."""
     twice = np.concatenate([x, x])
     classes = np.concatenate([np.ones(len(y)), np.zeros(len(y))])
     weights = np.concatenate([w * y, w * (1 - y)])
     used = weights > 0
-    return LogisticRegression(C=strength, max_iter=_ITERATIONS).fit(twice[used], classes[used], weights[used])
+    return LogisticRegression(C=strength, max_iter=_ITERATIONS).fit(
+        twice[used], classes[used], weights[used]
+    )
 
 
-def _multinomial(examples: Examples, group: Sequence[str], seed: int) -> tuple[Floats, Floats, float, Floats]:
+def _multinomial(
+    examples: Examples, group: Sequence[str], seed: int
+) -> tuple[Floats, Floats, float, Floats]:
     table = np.stack([examples.targets[name] for name in group], axis=1)
     rows = np.flatnonzero(~np.isnan(table).any(axis=1) & (np.nan_to_num(table).sum(axis=1) > 0))
     x, y, w = examples.features[rows], table[rows].argmax(axis=1), examples.weights[rows]

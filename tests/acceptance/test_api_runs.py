@@ -13,10 +13,20 @@ from typing import Any
 
 import pytest
 
-from actors.limiter import limiter_name
+from actors.remote.rate_limiter import limiter_name
 from datasets.scratch import scratch_folder
 from tests.api_server import KEY, Api, api_server, share
-from tests.support import DAY, ROOT, VALENCE, cli_command, cli_environment, lake_labels, make_lake, queue_files, run_cli
+from tests.support import (
+    DAY,
+    ROOT,
+    VALENCE,
+    cli_command,
+    cli_environment,
+    lake_labels,
+    make_lake,
+    queue_files,
+    run_cli,
+)
 
 PERSPECTIVE = "ml_inference_perspective_api"
 SOCIOPOLITICAL = "ml_inference_sociopolitical"
@@ -33,7 +43,14 @@ def address() -> str:
 
 def options(root: Path, *integrations: str) -> list[str]:
     chosen = [part for name in integrations for part in ("-i", name)]
-    where = ["--data-dir", str(root), "--ray-address", address(), "--config", str(root / "backfill.toml")]
+    where = [
+        "--data-dir",
+        str(root),
+        "--ray-address",
+        address(),
+        "--config",
+        str(root / "backfill.toml"),
+    ]
     return ["run", *chosen, "-r", "posts", "--start-date", DAY, "--end-date", DAY, "--json", *where]
 
 
@@ -51,18 +68,26 @@ def counts(stdout: str, name: str) -> dict[str, Any]:
 def test_faults_of_every_kind_end_as_one_row_a_post_none_paid_twice(lake_dir: Path) -> None:
     config = f"[integrations.{PERSPECTIVE}]\ntimeout = 4.0\nattempts = 12\n"
     lake(lake_dir, 400, config)
-    with api_server(latency=0.05, quota=100, p429=0.05, p503=0.05, broken=0.02, hang=0.005, refused=0.02) as api:
+    with api_server(
+        latency=0.05, quota=100, p429=0.05, p503=0.05, broken=0.02, hang=0.005, refused=0.02
+    ) as api:
         result = run_cli(*options(lake_dir, "p"), "--qps", "100", env=api.environment)
         stats = api.stats()
     assert result.returncode == 0, result.stderr
     rows = lake_labels(lake_dir, PERSPECTIVE)
     rejected = [row for row in rows if not row["was_successfully_labeled"]]
     assert len(rows) == len({row["uri"] for row in rows}) == 400
-    assert {row["reason"].split(":")[0] for row in rejected} == {"LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"}
+    assert {row["reason"].split(":")[0] for row in rejected} == {
+        "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"
+    }
     assert set(stats["good"].values()) == {1}
     assert stats["faults"].get("quota", 0) == 0
     found = counts(result.stdout, PERSPECTIVE)
-    assert (found["labelled"], found["rejected"], found["failed"]) == (400 - len(rejected), len(rejected), 0)
+    assert (found["labelled"], found["rejected"], found["failed"]) == (
+        400 - len(rejected),
+        len(rejected),
+        0,
+    )
     assert found["api"]["calls"] == stats["calls"]
     assert found["api"]["repeated_calls"] == stats["calls"] - 400
     assert queue_files(lake_dir) == []
@@ -118,10 +143,14 @@ def test_what_fails_for_a_passing_reason_is_left_with_exit_code_3(lake_dir: Path
 
 
 @pytest.mark.long
-def test_a_pause_of_a_day_ends_this_run_and_the_next_one_and_they_say_until_when(lake_dir: Path) -> None:
+def test_a_pause_of_a_day_ends_this_run_and_the_next_one_and_they_say_until_when(
+    lake_dir: Path,
+) -> None:
     lake(lake_dir, 300)
     with api_server(p429=1.0, retry_after="86400") as api:
-        runs = [run_cli(*options(lake_dir, "p"), "--qps", "100", env=api.environment) for _ in range(2)]
+        runs = [
+            run_cli(*options(lake_dir, "p"), "--qps", "100", env=api.environment) for _ in range(2)
+        ]
         assert api.stats()["calls"] == 1
         # Another test's server may get this port within the day.
         os.unlink(os.path.join(scratch_folder("limits"), limiter_name(api.base, KEY)))
@@ -162,7 +191,9 @@ def test_runs_over_other_dates_leave_the_answers_of_a_killed_run_alone(lake_dir:
     command = [*options(lake_dir, "p"), "--qps", "60"]
     other = [NEXT_DAY if part == DAY else part for part in command]
     with api_server(latency=0.1, refused=0.1) as api:
-        process = subprocess.Popen(cli_command(*command), cwd=ROOT, env=cli_environment(api.environment), **QUIET)
+        process = subprocess.Popen(
+            cli_command(*command), cwd=ROOT, env=cli_environment(api.environment), **QUIET
+        )
         wait_for_answers(api, 40, process)
         beside = run_cli(*other, env=api.environment)
         assert beside.returncode == 0, beside.stderr
@@ -180,10 +211,16 @@ def test_runs_over_other_dates_leave_the_answers_of_a_killed_run_alone(lake_dir:
         == 320
     )
     refused = {text for text in stats["asked"] if share("refused" + text) < 0.1}
-    once_more = {text for text, times in stats["asked"].items() if times > before["asked"].get(text, 0) > 0}
-    there = {row["text"] for row in lake_labels(lake_dir, PERSPECTIVE) if row["partition_date"] == DAY}
+    once_more = {
+        text for text, times in stats["asked"].items() if times > before["asked"].get(text, 0) > 0
+    }
+    there = {
+        row["text"] for row in lake_labels(lake_dir, PERSPECTIVE) if row["partition_date"] == DAY
+    }
     assert len(once_more - refused) <= before["most_in_flight"], "what was on its way at the kill"
-    assert once_more >= refused & there & before["asked"].keys(), "what was rejected before the kill"
+    assert once_more >= refused & there & before["asked"].keys(), (
+        "what was rejected before the kill"
+    )
     assert max(stats["asked"].values()) == 2
 
 
@@ -199,10 +236,15 @@ def wait_for_answers(api: Api, number: int, process: subprocess.Popen[bytes]) ->
 def test_two_runs_at_once_share_the_quota(tmp_path: Path) -> None:
     roots = [lake(tmp_path / name, 250, first=first) for name, first in (("one", 0), ("two", 250))]
     with api_server(latency=0.1, quota=50) as api, ThreadPoolExecutor() as threads:
-        runs = [threads.submit(run_cli, *options(root, "p"), "--qps", "50", env=api.environment) for root in roots]
+        runs = [
+            threads.submit(run_cli, *options(root, "p"), "--qps", "50", env=api.environment)
+            for root in roots
+        ]
         results = [run.result() for run in runs]
         stats = api.stats()
-    assert [result.returncode for result in results] == [0, 0], results[0].stderr + results[1].stderr
+    assert [result.returncode for result in results] == [0, 0], (
+        results[0].stderr + results[1].stderr
+    )
     assert stats["most_in_a_second"] <= 52
     assert stats["faults"].get("quota", 0) <= 1
     assert set(stats["asked"].values()) == {1} or stats["faults"].get("quota")
@@ -227,5 +269,7 @@ def test_integrations_of_one_run_go_side_by_side(lake_dir: Path) -> None:
     # Ten posts a call; fewer where others were not read yet.
     assert 30 <= llm["calls"] <= 34
     assert (llm["tokens_in"], llm["tokens_out"]) == (100 * llm["calls"] + 20 * 300, 10 * 300)
-    assert llm["price"] == pytest.approx((llm["tokens_in"] * 1 + llm["tokens_out"] * 2) / 1e6, abs=1e-4)
+    assert llm["price"] == pytest.approx(
+        (llm["tokens_in"] * 1 + llm["tokens_out"] * 2) / 1e6, abs=1e-4
+    )
     assert len(lake_labels(lake_dir, SOCIOPOLITICAL)) == 300

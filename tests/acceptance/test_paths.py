@@ -42,4 +42,9 @@ def test_relative_paths_are_the_users_with_a_ray_that_was_running(tmp_path: Path
         default = run(cluster, folder)
     assert (first["labelled"], second["eligible"]) == (100, 0)
     assert len(lake_labels(folder / "relative")) == rows(folder / "x.db") == 100
-    assert default["labelled"] == len(lake_labels(folder / "data")) == rows(folder / "data" / "backfill.db") == 100
+    assert (
+        default["labelled"]
+        == len(lake_labels(folder / "data"))
+        == rows(folder / "data" / "backfill.db")
+        == 100
+    )

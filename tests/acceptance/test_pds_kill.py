@@ -32,7 +32,10 @@ def records_of(rng: random.Random, user: int, rev: int) -> dict[str, Any]:
         if n % 3:
             made[f"app.bsky.feed.post/{key}"] = post(f"post {n} of {user} at {rev}", day)
         else:
-            made[f"app.bsky.feed.like/{key}"] = {"createdAt": f"{day}T00:00:00Z", "subject": {"uri": f"{n}"}}
+            made[f"app.bsky.feed.like/{key}"] = {
+                "createdAt": f"{day}T00:00:00Z",
+                "subject": {"uri": f"{n}"},
+            }
     return made
 
 
@@ -84,7 +87,10 @@ def test_sigkill_of_a_sync_at_random_moments(tmp_path: Path) -> None:
                 time.sleep(rng.uniform(0, 0.3))
             else:  # while it fetches
                 before = set(lake.glob("queues/pds/*.json"))
-                wait_for(process, lambda before=before: bool(set(lake.glob("queues/pds/*.json")) - before))
+                wait_for(
+                    process,
+                    lambda before=before: bool(set(lake.glob("queues/pds/*.json")) - before),
+                )
                 time.sleep(rng.uniform(0, 0.8))
             process.kill()
             process.wait()
@@ -93,11 +99,15 @@ def test_sigkill_of_a_sync_at_random_moments(tmp_path: Path) -> None:
                 world.change(user, kill + 1)
         done = run_cli(*arguments)
         assert done.returncode == 0, done.stderr
-    expected = {(f"at://{did}/{path}", rev) for did, (rev, records) in world.now.items() for path in records}
+    expected = {
+        (f"at://{did}/{path}", rev) for did, (rev, records) in world.now.items() for path in records
+    }
     rows = [(row["uri"], row["rev"]) for row in lake_rows(lake)]
     assert len(rows) == len(set(rows)), "a record is there twice"
     assert set(rows) == expected
-    assert {did: row["rev"] for did, row in states(lake).items()} == {did: rev for did, (rev, _) in world.now.items()}
+    assert {did: row["rev"] for did, row in states(lake).items()} == {
+        did: rev for did, (rev, _) in world.now.items()
+    }
     assert {row["status"] for row in states(lake).values()} == {"ok"}
     assert queue_files(lake) == []
     assert flushed, "no kill fell into a flush"

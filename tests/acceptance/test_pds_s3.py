@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from backfill.pds_sync import make_lake
+from backfill.repos.sync import make_lake
 from datasets.database import open_database
 from datasets.lake import Lake
-from datasets.pds_state import all_repos
+from datasets.repos.state import all_repos
 from tests.pds.repos import make_did, make_repo, post, posts, tid
 from tests.pds.servers import network
 from tests.s3_server import BUCKET, Endpoint
@@ -21,7 +21,7 @@ from tests.support import ROOT, cli_environment, run_cli
 # Two syncs of one process: Ray is started once.
 TWICE = """
 import sys
-from backfill.cluster import start_ray
+from backfill.ray_session import start_ray
 from cli.__main__ import main
 start_ray(None, debug=False)
 for _ in range(2):
@@ -40,7 +40,7 @@ def rows(lake: Lake, dataset: str) -> list[dict[str, Any]]:
 def test_a_sync_into_s3(s3: Endpoint, postgres_url: str) -> None:
     lake = Lake(f"s3://{BUCKET}/study")
     make_lake(lake)
-    place = ["--data-dir", lake.root, "--database-url", postgres_url]
+    workspace = ["--data-dir", lake.root, "--database-url", postgres_url]
     users = {make_did(1): posts(5), make_did(2): posts(3, seed=2)}
     with network() as net:
         host = net.host()
@@ -55,7 +55,14 @@ def test_a_sync_into_s3(s3: Endpoint, postgres_url: str) -> None:
 
         host.server.fault = between_the_syncs
         asking = ["--plc-url", net.plc.origin, "--allow-insecure-hosts", "--host-qps", "50"]
-        command = ["pds", "sync", *(part for did in users for part in ("--did", did)), "--json", *asking, *place]
+        command = [
+            "pds",
+            "sync",
+            *(part for did in users for part in ("--did", did)),
+            "--json",
+            *asking,
+            *workspace,
+        ]
         synced = subprocess.run(
             [sys.executable, "-c", TWICE, *command],
             cwd=ROOT, env=cli_environment(s3.environment), capture_output=True, text=True, check=False,
@@ -64,16 +71,22 @@ def test_a_sync_into_s3(s3: Endpoint, postgres_url: str) -> None:
         statuses = [json.loads(line)["statuses"] for line in synced.stdout.splitlines()]
     assert statuses == [{"ok": 2}, {"ok": 1, "unchanged": 1}]
     expected = sorted(
-        (f"at://{did}/{path}", value["text"]) for did, records in users.items() for path, value in records.items()
+        (f"at://{did}/{path}", value["text"])
+        for did, records in users.items()
+        for path, value in records.items()
     )
-    assert sorted((row["uri"], row["text"]) for row in rows(lake, "raw_sync/create/post")) == expected
+    assert (
+        sorted((row["uri"], row["text"]) for row in rows(lake, "raw_sync/create/post")) == expected
+    )
     for written in (4, 0):
-        prepared = run_cli("preprocess", "--json", *place, env=s3.environment)
+        prepared = run_cli("preprocess", "--json", *workspace, env=s3.environment)
         assert prepared.returncode == 0, prepared.stderr
         assert sum(json.loads(prepared.stdout)["written"].values()) == written
     assert sorted((row["uri"], row["text"]) for row in rows(lake, "preprocessed_posts")) == expected
     database = open_database(postgres_url)
-    states = {repo.did: (repo.status, repo.rev) for repo in all_repos(database) if repo.did in users}
+    states = {
+        repo.did: (repo.status, repo.rev) for repo in all_repos(database) if repo.did in users
+    }
     database.close()
     assert states == {
         make_did(1): ("ok", tid((1 << 60) + 1)),

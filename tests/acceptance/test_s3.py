@@ -44,18 +44,35 @@ def lake(s3: Endpoint, tmp_path: Path) -> Lake:
     return Lake(f"s3://{BUCKET}/{tmp_path.name}")
 
 
-def upload(lake: Lake, folder: Path, posts_per_day: int, days: Iterable[str] = DAYS) -> dict[str, set[str]]:
+def upload(
+    lake: Lake, folder: Path, posts_per_day: int, days: Iterable[str] = DAYS
+) -> dict[str, set[str]]:
     uris = make_lake(folder, posts_per_day, days)
     for path in folder.rglob("*.parquet"):
         lake.write_bytes(str(path.relative_to(folder)), path.read_bytes())
     return uris
 
 
-def command(lake: Lake, folder: Path, cluster: Cluster, start: str = DAYS[0], end: str = DAYS[-1]) -> list[str]:
+def command(
+    lake: Lake, folder: Path, cluster: Cluster, start: str = DAYS[0], end: str = DAYS[-1]
+) -> list[str]:
     config = folder / "backfill.toml"
     config.write_text("[run]\nflush_rows = 3000\nblock_rows = 500\n")
     return [
-        *("run", "-i", "v", "-r", "posts", "--start-date", start, "--end-date", end, "--json", "--data-dir", lake.root),
+        *(
+            "run",
+            "-i",
+            "v",
+            "-r",
+            "posts",
+            "--start-date",
+            start,
+            "--end-date",
+            end,
+            "--json",
+            "--data-dir",
+            lake.root,
+        ),
         *("--database-url", f"sqlite:///{folder}/backfill.db", "--config", str(config)),
         *("--ray-address", cluster.address),
     ]
@@ -83,7 +100,9 @@ def assert_once(lake: Lake, database: Path, expected: Mapping[str, Iterable[str]
     pairs = sorted((day, uri) for day, uris in expected.items() for uri in uris)
     assert uris_of(lake) == pairs
     opened = open_database(f"sqlite:///{database}")
-    assert sorted(opened.execute(f'SELECT uri FROM "{VALENCE}"')) == sorted((uri,) for _, uri in pairs)
+    assert sorted(opened.execute(f'SELECT uri FROM "{VALENCE}"')) == sorted(
+        (uri,) for _, uri in pairs
+    )
     opened.close()
     assert lake.modified(f"queues/output/{VALENCE}", "") == {}
 
@@ -99,10 +118,20 @@ def test_plan_run_status_and_every_phase(lake: Lake, tmp_path: Path, cluster: Cl
     uris = upload(lake, tmp_path / "lake", 1000, DAYS[:2])
     run = command(lake, tmp_path, cluster, DAYS[0], DAYS[0])
     plan = run_cli("plan", *run[1 : run.index("--database-url")], env=cluster.environment)
-    assert json.loads(plan.stdout)["integrations"][VALENCE]["pending"] == dict.fromkeys(DAYS[:1], 1000), plan.stderr
-    place = [*run[run.index("--data-dir") : run.index("--ray-address")]]
-    without = run_cli(*run[: run.index("--database-url")], "--ray-address", cluster.address, env=cluster.environment)
-    assert (without.returncode, "set --database-url or BACKFILL_DATABASE_URL" in without.stderr) == (1, True)
+    assert json.loads(plan.stdout)["integrations"][VALENCE]["pending"] == dict.fromkeys(
+        DAYS[:1], 1000
+    ), plan.stderr
+    workspace = [*run[run.index("--data-dir") : run.index("--ray-address")]]
+    without = run_cli(
+        *run[: run.index("--database-url")],
+        "--ray-address",
+        cluster.address,
+        env=cluster.environment,
+    )
+    assert (
+        without.returncode,
+        "set --database-url or BACKFILL_DATABASE_URL" in without.stderr,
+    ) == (1, True)
     assert uris_of(lake) == []
     first = run_cli(*run, env=cluster.environment)
     assert first.returncode == 0, first.stderr
@@ -113,9 +142,9 @@ def test_plan_run_status_and_every_phase(lake: Lake, tmp_path: Path, cluster: Cl
         ["--write-cache-buffer-to-storage", "--service-source-buffer", "v", "--clear-queue"],
     ]
     for phase, (queued, staged) in zip(phases, ((1000, 0), (0, 1000), (0, 0)), strict=True):
-        done = run_cli("backfill", *phase, *place, env=cluster.environment)
+        done = run_cli("backfill", *phase, *workspace, env=cluster.environment)
         assert done.returncode == 0, done.stderr
-        status = json.loads(run_cli("status", "--json", *place, env=cluster.environment).stdout)
+        status = json.loads(run_cli("status", "--json", *workspace, env=cluster.environment).stdout)
         assert status["queues"][VALENCE] == {"input": queued, "output": staged}
     assert [day["labelled"] for day in status["coverage"][VALENCE].values()] == [1000, 1000]
     assert status["behind"][VALENCE] == 0
@@ -169,7 +198,10 @@ def test_a_run_that_was_stopped_until_another_took_over_ends_and_doubles_nothing
     assert stopped.returncode == 1, err
     assert "another run has taken over" in err
     rerun = run_cli(*run, env=cluster.environment)
-    assert (rerun.returncode, json.loads(rerun.stdout)["integrations"][VALENCE]["eligible"]) == (0, 0), rerun.stderr
+    assert (rerun.returncode, json.loads(rerun.stdout)["integrations"][VALENCE]["eligible"]) == (
+        0,
+        0,
+    ), rerun.stderr
     assert_once(lake, tmp_path / "backfill.db", uris)
 
 
@@ -201,17 +233,45 @@ def test_posts_and_label_history_from_s3_are_labelled_into_a_folder(
     lake.write_parquet(f"{VALENCE}/active/partition_date={DAY}/history.parquet", labels)
     shown = pa.table({"uri": sorted(uris[DAY])[50:200]})
     lake.write_parquet(f"{FEEDS}/cache/partition_date={DAYS[1]}/feeds.parquet", shown)
-    place, env = ["--data-dir", str(folder)], {**cluster.environment, "BACKFILL_S3_LAKE": lake.root}
+    workspace, env = (
+        ["--data-dir", str(folder)],
+        {**cluster.environment, "BACKFILL_S3_LAKE": lake.root},
+    )
     enqueue = ["backfill", "--add-to-queue", "-i", "v", "--source-data-location", "s3"]
     feeds = run_cli(
-        *enqueue, "-r", "posts_used_in_feeds", "--start-date", DAYS[1], "--end-date", DAYS[1], *place, env=env
+        *enqueue,
+        "-r",
+        "posts_used_in_feeds",
+        "--start-date",
+        DAYS[1],
+        "--end-date",
+        DAYS[1],
+        *workspace,
+        env=env,
     )
     assert feeds.returncode == 0, feeds.stderr
     assert feeds.stdout.split()[-1] == "100"
-    posts = run_cli(*enqueue, "-r", "posts", "--start-date", DAY, "--end-date", DAYS[1], *place, env=env)
+    posts = run_cli(
+        *enqueue, "-r", "posts", "--start-date", DAY, "--end-date", DAYS[1], *workspace, env=env
+    )
     assert posts.stdout.split()[-1] == "400", posts.stderr
-    run = ["--run-integrations", "--write-cache-buffer-to-storage", "--service-source-buffer", "v", "--clear-queue"]
-    done = run_cli("backfill", "-i", "v", *run, *place, "--ray-address", cluster.address, env=cluster.environment)
+    run = [
+        "--run-integrations",
+        "--write-cache-buffer-to-storage",
+        "--service-source-buffer",
+        "v",
+        "--clear-queue",
+    ]
+    done = run_cli(
+        "backfill",
+        "-i",
+        "v",
+        *run,
+        *workspace,
+        "--ray-address",
+        cluster.address,
+        env=cluster.environment,
+    )
     assert done.returncode == 0, done.stderr
     assert_labelled_once(folder, {DAY: uris[DAY] - set(history), DAYS[1]: uris[DAYS[1]]})
     assert uris_of(lake) == [(DAY, uri) for uri in history]

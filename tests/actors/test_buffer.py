@@ -11,11 +11,19 @@ import pytest
 from actors.buffer import FlushPolicy, LabelBuffer, Receipt
 from actors.integrations import Outcome, resolve
 from actors.pool import label_rows
-from datasets import labels as store
 from datasets.errors import ConfigError, RejectedPost, RetryableError
+from datasets.labels import writing
 from datasets.lake import Lake
 from datasets.schemas import POST_SCHEMA
-from tests.support import DAY, VALENCE, assert_labelled_once, lake_labels, make_uri, post, queue_files
+from tests.support import (
+    DAY,
+    VALENCE,
+    assert_labelled_once,
+    lake_labels,
+    make_uri,
+    post,
+    queue_files,
+)
 
 LABELS = resolve(VALENCE).labels
 
@@ -28,14 +36,24 @@ class Model:
 
 
 def batch(numbers: range, outcome: Outcome | None = None, day: str = DAY) -> pa.Table:
-    posts = pa.Table.from_pylist([{**post(n), "partition_date": day} for n in numbers], schema=POST_SCHEMA)
-    outcomes: list[Outcome] = [outcome or {"compound": 0.5, "valence_label": "positive"}] * len(posts)
+    posts = pa.Table.from_pylist(
+        [{**post(n), "partition_date": day} for n in numbers], schema=POST_SCHEMA
+    )
+    outcomes: list[Outcome] = [outcome or {"compound": 0.5, "valence_label": "positive"}] * len(
+        posts
+    )
     return label_rows(resolve(VALENCE), Model(), "run-1", posts, outcomes)
 
 
-def buffer(root: Path, policy: FlushPolicy | None = None, run_id: str = "run-1", url: str | None = None) -> LabelBuffer:
+def buffer(
+    root: Path, policy: FlushPolicy | None = None, run_id: str = "run-1", url: str | None = None
+) -> LabelBuffer:
     return LabelBuffer(
-        Lake(str(root)), VALENCE, run_id, url or f"sqlite:///{root}/backfill.db", policy or FlushPolicy()
+        Lake(str(root)),
+        VALENCE,
+        run_id,
+        url or f"sqlite:///{root}/backfill.db",
+        policy or FlushPolicy(),
     )
 
 
@@ -47,7 +65,7 @@ def test_an_acknowledged_batch_is_on_disk(lake_dir: Path) -> None:
     opened = buffer(lake_dir)
     receipt = opened.stage(batch(range(5)))
     assert (receipt.labelled, receipt.rejected.total(), receipt.failed.total()) == (5, 0, 0)
-    assert len(store.staged(Lake(str(lake_dir)), LABELS)) == 1
+    assert len(writing.staged(Lake(str(lake_dir)), LABELS)) == 1
     assert opened.close() is None
     assert_labelled_once(lake_dir, uris(range(5)))
 
@@ -61,8 +79,12 @@ def test_the_same_batch_twice_is_one(lake_dir: Path) -> None:
     assert_labelled_once(lake_dir, uris(range(5)))
 
 
-def test_a_batch_made_again_with_fewer_failures_makes_no_second_row_and_counts_what_is_stored(lake_dir: Path) -> None:
-    first = pa.concat_tables([batch(range(3)), batch(range(3, 5), RetryableError("busy", kind="http_503"))])
+def test_a_batch_made_again_with_fewer_failures_makes_no_second_row_and_counts_what_is_stored(
+    lake_dir: Path,
+) -> None:
+    first = pa.concat_tables(
+        [batch(range(3)), batch(range(3, 5), RetryableError("busy", kind="http_503"))]
+    )
     opened = buffer(lake_dir)
     stored = opened.stage(first)
     assert (stored.labelled, stored.failed) == (3, {"http_503": 2})
@@ -72,13 +94,23 @@ def test_a_batch_made_again_with_fewer_failures_makes_no_second_row_and_counts_w
 
 
 @pytest.mark.parametrize("flushed", [True, False])
-def test_a_batch_made_again_after_a_restart_counts_what_is_stored(lake_dir: Path, *, flushed: bool) -> None:
+def test_a_batch_made_again_after_a_restart_counts_what_is_stored(
+    lake_dir: Path, *, flushed: bool
+) -> None:
     first = buffer(lake_dir, FlushPolicy(never=not flushed))
-    first.stage(pa.concat_tables([batch(range(3)), batch(range(3, 5), RetryableError("busy", kind="http_503"))]))
+    first.stage(
+        pa.concat_tables(
+            [batch(range(3)), batch(range(3, 5), RetryableError("busy", kind="http_503"))]
+        )
+    )
     first.close()
     again = buffer(lake_dir)
-    made_anew = pa.concat_tables([batch(range(4)), batch(range(4, 5), RetryableError("busy", kind="timeout"))])
-    assert again.stage(made_anew) == Receipt(3, Counter(), Counter({"answered_late": 1, "timeout": 1}))
+    made_anew = pa.concat_tables(
+        [batch(range(4)), batch(range(4, 5), RetryableError("busy", kind="timeout"))]
+    )
+    assert again.stage(made_anew) == Receipt(
+        3, Counter(), Counter({"answered_late": 1, "timeout": 1})
+    )
     again.close()
     assert_labelled_once(lake_dir, uris(range(3)))
 
@@ -139,7 +171,11 @@ def test_rejected_rows_are_kept_and_passing_failures_are_not(lake_dir: Path) -> 
     opened = buffer(lake_dir)
     rejected = opened.stage(batch(range(5), RejectedPost("too long")))
     failed = opened.stage(batch(range(5, 9), RetryableError("busy", kind="http_503")))
-    assert (rejected.rejected, failed.failed, failed.labelled) == ({"too long": 5}, {"http_503": 4}, 0)
+    assert (rejected.rejected, failed.failed, failed.labelled) == (
+        {"too long": 5},
+        {"http_503": 4},
+        0,
+    )
     opened.close()
     assert_labelled_once(lake_dir, uris(range(5)))
     assert {row["reason"] for row in lake_labels(lake_dir)} == {"too long"}
@@ -152,7 +188,7 @@ def test_a_successor_finishes_what_a_killed_buffer_has_staged(lake_dir: Path) ->
     killed._lock.release()  # as the end of its process does
     successor = buffer(lake_dir, run_id="run-2")
     assert successor.open() == Receipt(0)
-    assert not store.staged(Lake(str(lake_dir)), LABELS)
+    assert not writing.staged(Lake(str(lake_dir)), LABELS)
     successor.stage(batch(range(5, 8)))
     successor.close()
     assert_labelled_once(lake_dir, uris(range(8)))
@@ -192,7 +228,13 @@ def test_retried_posts_take_the_place_of_their_rejected_rows(lake_dir: Path) -> 
     second.stage(batch(range(3)))
     second.close()
     assert_labelled_once(lake_dir, uris(range(5)))
-    assert sorted(row["was_successfully_labeled"] for row in lake_labels(lake_dir)) == [False, False, True, True, True]
+    assert sorted(row["was_successfully_labeled"] for row in lake_labels(lake_dir)) == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_a_database_that_is_down_costs_no_label_and_catches_up(lake_dir: Path) -> None:

@@ -93,11 +93,16 @@ def test_an_answer_of_the_wrong_length_is_fatal() -> None:
 def _classify_in_child(texts: Sequence[str], connection: Any) -> None:
     with Attempts("block") as attempts:
         connection.send(
-            [str(o) if isinstance(o, Exception) else o for o in classify_surviving(Scripted(), texts, attempts)]
+            [
+                str(o) if isinstance(o, Exception) else o
+                for o in classify_surviving(Scripted(), texts, attempts)
+            ]
         )
 
 
-def restarted_until_done(work: Any, child: Callable[[Any, Any], None] = _classify_in_child) -> tuple[Any, int]:
+def restarted_until_done(
+    work: Any, child: Callable[[Any, Any], None] = _classify_in_child
+) -> tuple[Any, int]:
     """As Ray does with an actor: the same block again in a new process, however often the last one died."""
     context = multiprocessing.get_context("fork")
     for deaths in range(100):
@@ -118,7 +123,9 @@ def restarted_until_done(work: Any, child: Callable[[Any, Any], None] = _classif
 @pytest.mark.parametrize(
     ("size", "poison"), [(1, [0]), (5, [4]), (1000, [617]), (1000, [0, 1, 999]), (300, [150, 151])]
 )
-def test_posts_that_kill_the_process_are_found_and_rejected_by_name(size: int, poison: list[int]) -> None:
+def test_posts_that_kill_the_process_are_found_and_rejected_by_name(
+    size: int, poison: list[int]
+) -> None:
     texts = ["die" if n in poison else "ok" for n in range(size)]
     found, deaths = restarted_until_done(texts)
     assert [n for n, outcome in enumerate(found) if isinstance(outcome, str)] == poison
@@ -139,7 +146,12 @@ def _two_blocks_in_child(blocks: Mapping[str, Sequence[str]], connection: Any) -
         thread.start()
     for thread in threads:
         thread.join()
-    connection.send({name: [str(o) for o in outcomes if isinstance(o, Exception)] for name, outcomes in found.items()})
+    connection.send(
+        {
+            name: [str(o) for o in outcomes if isinstance(o, Exception)]
+            for name, outcomes in found.items()
+        }
+    )
 
 
 def test_the_neighbours_of_a_poison_post_are_not_blamed() -> None:
@@ -164,7 +176,9 @@ def test_a_done_block_leaves_no_note(tmp_path: Path) -> None:
 
 
 def test_rows_have_every_column_in_the_order_of_the_posts() -> None:
-    posts = pa.Table.from_pylist([{**post(n), "partition_date": DAY} for n in range(3)], schema=POST_SCHEMA)
+    posts = pa.Table.from_pylist(
+        [{**post(n), "partition_date": DAY} for n in range(3)], schema=POST_SCHEMA
+    )
     found: list[Outcome] = [
         {"compound": 0.5, "valence_label": "positive"},
         RejectedPost("r" * 999),
@@ -177,11 +191,16 @@ def test_rows_have_every_column_in_the_order_of_the_posts() -> None:
     assert rows["reason"].to_pylist() == [None, "r" * 300, "timeout"]
     assert rows["compound"].to_pylist() == [0.5, None, None]
     assert set(rows["run_id"].to_pylist()) == {"run-1"}
-    assert (rows["label_model"][0].as_py(), rows["label_model_revision"][0].as_py()) == ("scripted", "1")
+    assert (rows["label_model"][0].as_py(), rows["label_model_revision"][0].as_py()) == (
+        "scripted",
+        "1",
+    )
 
 
 def test_the_actor_labels_a_block() -> None:
-    posts = pa.Table.from_pylist([{**post(n), "partition_date": DAY} for n in range(20)], schema=POST_SCHEMA)
+    posts = pa.Table.from_pylist(
+        [{**post(n), "partition_date": DAY} for n in range(20)], schema=POST_SCHEMA
+    )
     actor = ClassifierActor(VALENCE, resolve(VALENCE).settings(), "run-1", Environment())
     rows = actor(posts)
     assert rows["text"] == posts["text"]

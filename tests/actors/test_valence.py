@@ -29,12 +29,19 @@ def test_compound_is_vaders_own_to_the_last_bit() -> None:
     assert [outcome["compound"] for outcome in vader.classify(texts)] == [
         analyzer.polarity_scores(text)["compound"] for text in texts
     ]
-    assert (vader.model, vader.revision) == ("vaderSentiment", importlib.metadata.version("vaderSentiment"))
+    assert (vader.model, vader.revision) == (
+        "vaderSentiment",
+        importlib.metadata.version("vaderSentiment"),
+    )
 
 
 def test_every_emoji_that_vader_knows_counts_as_it_does_there() -> None:
     analyzer = SentimentIntensityAnalyzer()
-    texts = [text for emoji in analyzer.emojis for text in (emoji, f"I{emoji}this", f"{emoji} bad", f" {emoji}")]
+    texts = [
+        text
+        for emoji in analyzer.emojis
+        for text in (emoji, f"I{emoji}this", f"{emoji} bad", f" {emoji}")
+    ]
     assert len(texts) > 10_000
     compounds = [outcome["compound"] for outcome in Vader().classify(texts)]
     assert compounds == [analyzer.polarity_scores(text)["compound"] for text in texts]
@@ -43,8 +50,39 @@ def test_every_emoji_that_vader_knows_counts_as_it_does_there() -> None:
 def special_words() -> list[str]:
     """All that VADER's rules look for, beside its lexicon: negations, boosters, idioms, "but", emojis."""
     phrases = [*vaderSentiment.SPECIAL_CASES, *vaderSentiment.BOOSTER_DICT, *vaderSentiment.NEGATE]
-    rules = ["but", "BUT", "but", "least", "at", "very", "no", "or", "nor", "never", "so", "this", "without", "doubt"]
-    return [*rules, *phrases, "kind", "of", "good", "good", "BAD", "bad", "the", "a", "x!!", "why??", "😥", "😂", ":)"]
+    rules = [
+        "but",
+        "BUT",
+        "but",
+        "least",
+        "at",
+        "very",
+        "no",
+        "or",
+        "nor",
+        "never",
+        "so",
+        "this",
+        "without",
+        "doubt",
+    ]
+    return [
+        *rules,
+        *phrases,
+        "kind",
+        "of",
+        "good",
+        "good",
+        "BAD",
+        "bad",
+        "the",
+        "a",
+        "x!!",
+        "why??",
+        "😥",
+        "😂",
+        ":)",
+    ]
 
 
 def test_compound_is_vaders_own_wherever_its_rules_meet() -> None:

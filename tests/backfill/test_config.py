@@ -19,7 +19,9 @@ EXAMPLE = ROOT / "backfill.example.toml"
 def alternatives() -> list[str]:
     """The blocks that are commented out, with their comment signs removed."""
     blocks = EXAMPLE.read_text(encoding="utf-8").split("\n\n")
-    lines = [[line[1:] for line in block.splitlines() if re.match(r"#[\[a-z]", line)] for block in blocks]
+    lines = [
+        [line[1:] for line in block.splitlines() if re.match(r"#[\[a-z]", line)] for block in blocks
+    ]
     return ["\n".join(block) for block in lines if block and block[0].startswith("[")]
 
 
@@ -40,14 +42,18 @@ def test_there_are_alternatives_for_each_documented_back_end() -> None:
 
 
 @pytest.mark.parametrize("block", alternatives())
-def test_each_alternative_is_valid_by_itself_and_changes_something(block: str, tmp_path: Path) -> None:
+def test_each_alternative_is_valid_by_itself_and_changes_something(
+    block: str, tmp_path: Path
+) -> None:
     path = tmp_path / "backfill.toml"
     path.write_text(block, encoding="utf-8")
     [(name, settings)] = load_config(str(path)).integrations.items()
     integration = integrations()[name]
     assert settings != integration.settings()
     for table in ("labels", "hypotheses"):
-        outputs = getattr(settings, table).values() if table == "labels" else getattr(settings, table)
+        outputs = (
+            getattr(settings, table).values() if table == "labels" else getattr(settings, table)
+        )
         assert set(outputs) <= set(integration.outputs)
 
 
@@ -56,7 +62,11 @@ def test_every_setting_stands_in_the_example(name: str) -> None:
     """Those of local models and of LLMs stand in one table only."""
     kind = {"run": RunSettings, "pds": PdsSettings}.get(name) or integrations()[name].settings
     named = set(
-        re.findall(r"^#?(\w+) = |^#?\[integrations\.\w+\.(\w+)\]", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
+        re.findall(
+            r"^#?(\w+) = |^#?\[integrations\.\w+\.(\w+)\]",
+            EXAMPLE.read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
     )
     keys = {key for pair in named for key in pair if key}
     assert {field.name for field in dataclasses.fields(kind)} <= keys

@@ -27,7 +27,9 @@ class Lines(io.StringIO):
 
 
 @pytest.mark.parametrize("failures", [0, 3])
-def test_progress_goes_on_where_a_line_or_its_explanation_fails(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+def test_progress_goes_on_where_a_line_or_its_explanation_fails(
+    monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
     monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.001)
     monkeypatch.setattr(progress, "_STALL_SECONDS", 0.0)
     stream = Lines(failures)
@@ -40,5 +42,6 @@ def test_progress_goes_on_where_a_line_or_its_explanation_fails(monkeypatch: pyt
         assert stream.seen.wait(20)
         assert shown._thread.is_alive()
     assert (
-        "x: nothing labelled for 0 s: why is not known (RuntimeError: Ray's state cannot be asked)" in stream.getvalue()
+        "x: nothing labelled for 0 s: why is not known (RuntimeError: Ray's state cannot be asked)"
+        in stream.getvalue()
     )

@@ -17,8 +17,14 @@ FOLDER = Path(__file__).parent
 
 def benchmarks() -> dict[str, str]:
     """Name → its first line."""
-    sources = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("[!_]*.py"))}
-    return {name: text.splitlines()[0].strip('"') for name, text in sources.items() if "\ndef main() -> None:" in text}
+    sources = {
+        path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("[!_]*.py"))
+    }
+    return {
+        name: text.splitlines()[0].strip('"')
+        for name, text in sources.items()
+        if "\ndef main() -> None:" in text
+    }
 
 
 def machine() -> str:
@@ -47,7 +53,9 @@ def main() -> None:
         module = [sys.executable, "-m", f"tests.benchmarks.{name}"]
         if subprocess.run(module, cwd=FOLDER.parent.parent, check=False).returncode:
             failed.append(name)
-        print(f"   {_stolen(before, psutil.cpu_times()):.0%} of the processors' time went to other virtual machines")
+        print(
+            f"   {_stolen(before, psutil.cpu_times()):.0%} of the processors' time went to other virtual machines"
+        )
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

@@ -24,7 +24,9 @@ POSTS, FAULTY_POSTS, QUOTA = 3_000, 2_000, 100
 
 def main() -> None:
     posts = int(sys.argv[1]) if len(sys.argv) > 1 else POSTS
-    print(f"{'':<22}{'QPS':>7}{'steady':>8}{'most in 1 s':>13}{'429 by us':>11}{'calls a post':>14}")
+    print(
+        f"{'':<22}{'QPS':>7}{'steady':>8}{'most in 1 s':>13}{'429 by us':>11}{'calls a post':>14}"
+    )
     for actors in (1, 2, 4):
         _report(f"{actors} actors" if actors > 1 else "1 actor", _run([posts], actors))
     _report("two runs at once", _run([posts // 2] * 2, 1))
@@ -39,12 +41,19 @@ def main() -> None:
         refused=0.02,
     )
     _report("faults", stats)
-    print(f"  faults: {stats['rows']:,} rows, most paid for one post: {max(stats['good'].values())}")
-    print(f"  {stats['faults']}, {stats['seconds']:.0f} s; {FAULTY_POSTS / QUOTA:.0f} s by the quota alone")
+    print(
+        f"  faults: {stats['rows']:,} rows, most paid for one post: {max(stats['good'].values())}"
+    )
+    print(
+        f"  {stats['faults']}, {stats['seconds']:.0f} s; {FAULTY_POSTS / QUOTA:.0f} s by the quota alone"
+    )
 
 
 def _run(sizes: list[int], actors: int, settings: str = "", **faults: float) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder, api_server(latency=0.2, quota=QUOTA, **faults) as api:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        api_server(latency=0.2, quota=QUOTA, **faults) as api,
+    ):
         roots = [Path(folder, str(number)) for number in range(len(sizes))]
         first = 0
         for root, posts in zip(roots, sizes, strict=True):
@@ -55,7 +64,18 @@ def _run(sizes: list[int], actors: int, settings: str = "", **faults: float) -> 
             )
 
         def label(root: Path) -> None:
-            where = ("-i", "p", "-r", "posts", "--start-date", DAY, "--end-date", DAY, "--data-dir", str(root))
+            where = (
+                "-i",
+                "p",
+                "-r",
+                "posts",
+                "--start-date",
+                DAY,
+                "--end-date",
+                DAY,
+                "--data-dir",
+                str(root),
+            )
             command("run", *where, "--config", str(root / "backfill.toml"), env=api.environment)
 
         with ThreadPoolExecutor() as threads:
@@ -69,7 +89,9 @@ def _report(name: str, stats: dict[str, Any]) -> None:
     steady = sum(first <= at < last for at in stats["arrivals"]) / (last - first)
     calls = stats["calls"] / len(stats["good"])
     ours = stats["faults"].get("quota", 0)
-    print(f"{name:<22}{rate:>7.1f}{steady:>8.1f}{stats['most_in_a_second']:>13}{ours:>11}{calls:>14.3f}")
+    print(
+        f"{name:<22}{rate:>7.1f}{steady:>8.1f}{stats['most_in_a_second']:>13}{ours:>11}{calls:>14.3f}"
+    )
 
 
 if __name__ == "__main__":

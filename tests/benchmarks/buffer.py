@@ -34,7 +34,12 @@ def main() -> None:
             f"{ROWS:,} valence rows in batches of {BATCH:,} from {CALLERS} callers, flushed at 100,000; rows a second:"
         )
         _measure("staging only", _make(folder, "staged"), narrow, "", FlushPolicy(never=True))
-        _measure("a folder and SQLite (target 100,000)", _make(folder, "one"), narrow, f"sqlite:///{folder}/one.db")
+        _measure(
+            "a folder and SQLite (target 100,000)",
+            _make(folder, "one"),
+            narrow,
+            f"sqlite:///{folder}/one.db",
+        )
         _sizes(f"{folder}/one", f"{folder}/one.db", ROWS)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, of a package of theirs
@@ -48,11 +53,20 @@ def main() -> None:
         with s3_endpoint() as endpoint:
             os.environ.update(endpoint.environment)
             url = f"sqlite:///{folder}/three.db"
-            _measure("S3 (moto's server on these processors), SQLite", Lake(f"s3://{BUCKET}/b"), narrow, url)
+            _measure(
+                "S3 (moto's server on these processors), SQLite",
+                Lake(f"s3://{BUCKET}/b"),
+                narrow,
+                url,
+            )
         few = 100_000
         wide, url = _batches(Path(folder), PERSPECTIVE, few), f"sqlite:///{folder}/four.db"
         _measure(
-            "Perspective rows (22 scores), a folder and SQLite", _make(folder, "four"), wide, url, name=PERSPECTIVE
+            "Perspective rows (22 scores), a folder and SQLite",
+            _make(folder, "four"),
+            wide,
+            url,
+            name=PERSPECTIVE,
         )
         _sizes(f"{folder}/four", f"{folder}/four.db", few)
 
@@ -64,7 +78,9 @@ def _make(folder: str, name: str) -> Lake:
 
 def _sizes(lake: str, database: str, rows: int) -> None:
     size = sum(path.stat().st_size for path in Path(lake).glob("ml_inference_*/*/*/*.parquet"))
-    print(f"    {size / rows:.0f} bytes a row in the lake, {os.path.getsize(database) / rows:.0f} in SQLite")
+    print(
+        f"    {size / rows:.0f} bytes a row in the lake, {os.path.getsize(database) / rows:.0f} in SQLite"
+    )
 
 
 def _batches(folder: Path, name: str, rows: int) -> list[pa.Table]:
@@ -74,11 +90,19 @@ def _batches(folder: Path, name: str, rows: int) -> list[pa.Table]:
     for path in sorted(folder.glob("preprocessed_posts/*/*/*.parquet")):
         posts = pq.ParquetFile(path).read()
         count, rng = len(posts), np.random.default_rng(7)
-        own = {key: pa.array(rng.random(count)) for key, kind in integration.columns.items() if kind == "float64"}
+        own = {
+            key: pa.array(rng.random(count))
+            for key, kind in integration.columns.items()
+            if kind == "float64"
+        }
         if name == VALENCE:
-            compound = pa.array(rng.integers(-9999, 9999, count) / 10_000)  # VADER gives four digits
+            compound = pa.array(
+                rng.integers(-9999, 9999, count) / 10_000
+            )  # VADER gives four digits
             word = pc.if_else(
-                pc.greater(compound, 0.05), "positive", pc.if_else(pc.less(compound, -0.05), "negative", "neutral")
+                pc.greater(compound, 0.05),
+                "positive",
+                pc.if_else(pc.less(compound, -0.05), "negative", "neutral"),
             )
             own = {"compound": compound, "valence_label": word}
         own |= {
@@ -99,7 +123,12 @@ def _batches(folder: Path, name: str, rows: int) -> list[pa.Table]:
 
 
 def _measure(
-    what: str, lake: Lake, batches: list[pa.Table], url: str, policy: FlushPolicy | None = None, name: str = VALENCE
+    what: str,
+    lake: Lake,
+    batches: list[pa.Table],
+    url: str,
+    policy: FlushPolicy | None = None,
+    name: str = VALENCE,
 ) -> None:
     rows = sum(map(len, batches))
     buffer = LabelBuffer(lake, name, "20260101T000000-abcdef", url, policy or FlushPolicy())
@@ -110,8 +139,14 @@ def _measure(
     seconds, used = time.perf_counter() - started, time.process_time() - used
     assert behind is None, behind
     if policy is None:
-        assert sum(lake.num_rows(path) for files in lake.partitions(name).values() for path in files) == rows
-    print(f"  {what}: {rows / seconds:,.0f}, with {used * 1e6 / rows:.1f} processor seconds a million", flush=True)
+        assert (
+            sum(lake.num_rows(path) for files in lake.partitions(name).values() for path in files)
+            == rows
+        )
+    print(
+        f"  {what}: {rows / seconds:,.0f}, with {used * 1e6 / rows:.1f} processor seconds a million",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

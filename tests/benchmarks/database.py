@@ -42,7 +42,9 @@ def _labels(posts: pa.Table) -> pa.Table:
     count = len(posts)
     own = {
         "compound": pa.array([0.01 * (n % 100) for n in range(count)]),
-        "valence_label": pa.array([("positive", "neutral", "negative")[n % 3] for n in range(count)]),
+        "valence_label": pa.array(
+            [("positive", "neutral", "negative")[n % 3] for n in range(count)]
+        ),
         "was_successfully_labeled": pa.array([True] * count),
         "label_timestamp": pa.array(["2024-10-01-12:00:00"] * count),
         "label_model": pa.array(["vader"] * count),
@@ -74,7 +76,9 @@ def _executemany(folder: str, flushes: list[pa.Table]) -> float:
             columns = [rows[name].to_pylist() for name in names]
             with connection:
                 marks = ", ".join("?" * len(names))
-                connection.executemany(f"INSERT INTO bare VALUES ({marks})", zip(*columns, strict=True))
+                connection.executemany(
+                    f"INSERT INTO bare VALUES ({marks})", zip(*columns, strict=True)
+                )
         return ROWS / (time.perf_counter() - started)
 
 

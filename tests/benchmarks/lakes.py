@@ -46,7 +46,9 @@ def _uris(rng: np.random.Generator, count: int) -> pa.Array:
     return pa.array([f"at://did:plc:{did}/app.bsky.feed.post/3k{rkey}" for did, rkey in posts])
 
 
-def make_posts(root: Path, count: int, *, days: int = 10, labelled: str | None = None) -> tuple[str, str]:
+def make_posts(
+    root: Path, count: int, *, days: int = 10, labelled: str | None = None
+) -> tuple[str, str]:
     """`count` posts over `days` partitions; every second has a label of the integration `labelled`. The dates."""
     rng = np.random.default_rng(1)
     pool = pa.array(texts())
@@ -56,7 +58,10 @@ def make_posts(root: Path, count: int, *, days: int = 10, labelled: str | None =
         uris, drawn = _uris(rng, size), pool.take(pa.array(rng.integers(0, len(pool), size)))
         stamps = pa.array([f"{day}-12:00:00"] * size)
         table = pa.table({"uri": uris, "text": drawn, "preprocessing_timestamp": stamps})
-        _write(root / "preprocessed_posts" / "cache" / f"partition_date={day}" / "part-0.parquet", table)
+        _write(
+            root / "preprocessed_posts" / "cache" / f"partition_date={day}" / "part-0.parquet",
+            table,
+        )
         if labelled:
             path = root / labelled / "cache" / f"partition_date={day}" / "part-0.parquet"
             _write(path, _labels(table.take(pa.array(np.arange(0, size, 2))), labelled))
@@ -65,12 +70,25 @@ def make_posts(root: Path, count: int, *, days: int = 10, labelled: str | None =
 
 def options(folder: str, dates: tuple[str, str]) -> tuple[str, ...]:
     """Of `run` and `plan`: valence over all that `make_posts` has made in `folder`."""
-    return ("-i", "v", "-r", "posts", "--start-date", dates[0], "--end-date", dates[1], "--data-dir", folder)
+    return (
+        "-i",
+        "v",
+        "-r",
+        "posts",
+        "--start-date",
+        dates[0],
+        "--end-date",
+        dates[1],
+        "--data-dir",
+        folder,
+    )
 
 
 def _labels(posts: pa.Table, integration: str) -> pa.Table:
     schema = resolve(integration).labels.schema
-    return conform(posts.append_column("was_successfully_labeled", pa.array([True] * len(posts))), schema)
+    return conform(
+        posts.append_column("was_successfully_labeled", pa.array([True] * len(posts))), schema
+    )
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -89,7 +107,9 @@ class Measured:
     stderr: str
 
 
-def command(*arguments: str, env: Mapping[str, str] | None = None, memory: bool = False) -> Measured:
+def command(
+    *arguments: str, env: Mapping[str, str] | None = None, memory: bool = False
+) -> Measured:
     """`python -m cli` with these arguments, in a process of its own. To watch its memory costs it some time."""
     started = time.monotonic()
     process = subprocess.Popen(

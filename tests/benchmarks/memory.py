@@ -19,7 +19,9 @@ def main() -> None:
             dates = make_posts(Path(folder), posts, days=max(2, posts // 100_000))
             run = command("run", *options(folder, dates), memory=True)
         peaks[posts] = run.peak
-        print(f"{posts:,} posts: peak {run.peak / 2**30:.2f} GiB of all processes, {run.seconds:.0f} s")
+        print(
+            f"{posts:,} posts: peak {run.peak / 2**30:.2f} GiB of all processes, {run.seconds:.0f} s"
+        )
     print(f"ratio {peaks[many] / peaks[few]:.2f} (target: at most 1.25)")
 
 

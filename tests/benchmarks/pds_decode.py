@@ -13,9 +13,9 @@ from statistics import median
 
 from atproto import CAR
 
-from datasets.coverage import RECORD_TYPES, covering
-from pds.car import read_repo
-from pds.records import Counts, rows
+from datasets.repos.coverage import RECORD_TYPES, covering
+from pds.repo.car import read_repo
+from pds.repo.records import Counts, rows
 from tests.pds.support import car, identity
 
 ROUNDS = 200
@@ -44,7 +44,9 @@ def main() -> None:
     for name, seconds in times.items():
         best, middle = min(seconds), median(seconds)
         print(f"{name:15} {best * 1e3:8.2f} {middle * 1e3:10.2f} {records / best:18,.0f}")
-    best, middle = (kind(times["verified"]) / kind(times["CAR.from_bytes"]) for kind in (min, median))
+    best, middle = (
+        kind(times["verified"]) / kind(times["CAR.from_bytes"]) for kind in (min, median)
+    )
     print(f"{'ratio':15} {best:8.2f} {middle:10.2f}")
 
 

@@ -35,7 +35,11 @@ def main() -> None:
         made = small_repo(rng, make_did(number), rng.choice([1, 5, 30, 60]))
         here = subject_of(made)
         for _ in range(_BYTES):
-            outcomes["bytes refused" if try_bytes(rng, rng.choice([here, here, *subjects])) else "bytes the same"] += 1
+            outcomes[
+                "bytes refused"
+                if try_bytes(rng, rng.choice([here, here, *subjects]))
+                else "bytes the same"
+            ] += 1
         for _ in range(_SIGNED):
             outcomes["signed refused" if try_signed(rng, made) else "signed and right"] += 1
     print(f"{outcomes.total():,} mutations, seed {seed}, {time.monotonic() - started:.0f} s")

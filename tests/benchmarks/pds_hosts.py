@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from backfill.cluster import start_ray
+from backfill.ray_session import start_ray
 from pds.settings import PdsSettings
 from tests.benchmarks.pds_world import (
     DEAD,
@@ -55,7 +55,9 @@ def _measure(plans: list[HostPlan]) -> float:
     print(f"{len(plans)} hosts, {seconds:.1f} s in all: {dict(Counter(result.tally.statuses))}")
     rates = [(len(times) - 1) / (times[-1] - times[0]) for times in good]
     most = max(map(most_in_a_second, good))
-    print(f"  good hosts: {min(rates):.2f} to {max(rates):.2f} requests a second each, at most {most} in any second")
+    print(
+        f"  good hosts: {min(rates):.2f} to {max(rates):.2f} requests a second each, at most {most} in any second"
+    )
     print(f"  requests to bad hosts: {sum(map(len, by_host)) - len(asked)}")
     return asked[-1] - asked[0]
 

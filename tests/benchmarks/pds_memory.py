@@ -15,19 +15,23 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from datasets.coverage import RECORD_TYPES, covering
 from datasets.lake import Lake
-from datasets.pds_state import Identity
-from pds.decode import Spooled, decode_group
+from datasets.repos.coverage import RECORD_TYPES, covering
+from datasets.repos.state import Identity
 from pds.jobs import Fetch
+from pds.repo.decode import Spooled, decode_group
 from tests.pds.repos import Key, make_did, make_repo, post, tid
 
 SIZES = (50_000, 500_000)
-_WORDS = "a post of ordinary length about elections and gardening, as long as posts are on the average"
+_WORDS = (
+    "a post of ordinary length about elections and gardening, as long as posts are on the average"
+)
 
 
 def main() -> None:
-    print(f"{'records':>8} {'CAR, MiB':>8} {'memory, MiB':>11} {'times the CAR':>14} {'staged records/s':>16}")
+    print(
+        f"{'records':>8} {'CAR, MiB':>8} {'memory, MiB':>11} {'times the CAR':>14} {'staged records/s':>16}"
+    )
     for records in [int(text) for text in sys.argv[1:]] or SIZES:
         with tempfile.TemporaryDirectory() as folder:
             ours, theirs = multiprocessing.Pipe()
@@ -59,7 +63,10 @@ def _make(path: Path, records: int) -> None:
 
 
 def _decode(pipe: Connection, path: Path, lake: Path) -> None:
-    job = Fetch(Identity(make_did(1), "https://x", None, Key.make().did_key, 0), covering(RECORD_TYPES, None, None))
+    job = Fetch(
+        Identity(make_did(1), "https://x", None, Key.make().did_key, 0),
+        covering(RECORD_TYPES, None, None),
+    )
     size, before, started = path.stat().st_size, _peak(), time.perf_counter()
     decoded = decode_group(Lake(str(lake)), "one", [Spooled(job, str(path), size)])
     pipe.send((size, before, _peak(), time.perf_counter() - started, decoded.rows))

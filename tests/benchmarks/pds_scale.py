@@ -15,7 +15,7 @@ import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from backfill.cluster import start_ray
+from backfill.ray_session import start_ray
 from pds.settings import PdsSettings
 from tests.benchmarks.pds_world import GOOD, HostPlan, World, of_all, resolve_first, run_sync, world
 
@@ -27,7 +27,9 @@ SETTINGS = PdsSettings(host_qps=1000)
 def main() -> None:
     for users in [int(text) for text in sys.argv[1:]] or SIZES:
         ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.get_context("spawn").Process(target=_measure, args=(theirs, users))
+        process = multiprocessing.get_context("spawn").Process(
+            target=_measure, args=(theirs, users)
+        )
         process.start()
         for line in iter(ours.recv, ""):
             print(line, flush=True)
@@ -37,7 +39,10 @@ def main() -> None:
 def _measure(pipe: Connection, users: int) -> None:
     start_ray(None, debug=False)
     before = _peak_mib()
-    with tempfile.TemporaryDirectory() as folder, world([HostPlan(GOOD, users // HOSTS)] * HOSTS) as here:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        world([HostPlan(GOOD, users // HOSTS)] * HOSTS) as here,
+    ):
         resolve_first(Path(folder), here)
         pipe.send(f"{users:,} users on {HOSTS} hosts")
         for name in ("all are new", "none has changed", "a tenth has changed"):
@@ -45,7 +50,9 @@ def _measure(pipe: Connection, users: int) -> None:
                 here.change(10)
             pipe.send(f"  {name}: {_sync(Path(folder), here)}")
         files = len(list(Path(folder).glob("raw_sync/**/*.parquet")))
-        pipe.send(f"  {files} files; the driver's memory: {before:.0f} MiB at the start, {_peak_mib():.0f} at the most")
+        pipe.send(
+            f"  {files} files; the driver's memory: {before:.0f} MiB at the start, {_peak_mib():.0f} at the most"
+        )
     pipe.send("")
 
 

@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from backfill.config import workspace
-from backfill.pds_resolve import resolve
-from backfill.pds_sync import SyncOptions, SyncResult, sync
+from backfill.config import open_workspace
+from backfill.repos.resolve import resolve
+from backfill.repos.sync import SyncOptions, SyncResult, sync
 from pds.settings import PdsSettings
 from tests.pds.repos import make_did, make_repo, posts, tid
 from tests.pds.servers import HTML_429, Network, Pds, Reply
@@ -55,7 +55,9 @@ class World:
 @contextmanager
 def world(plans: list[HostPlan]) -> Iterator[World]:
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, plans), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_serve, args=(theirs, plans), daemon=True
+    )
     process.start()
     plc_url, origins, dids = ours.recv()
     try:
@@ -69,7 +71,10 @@ def _serve(pipe: Connection, plans: list[HostPlan]) -> None:
     net, dids, number = Network(), [], itertools.count()
     for plan in plans:
         host = net.host(latency=plan.latency)
-        mades = [make_repo(make_did(n), posts(plan.posts, seed=n % 50)) for n in itertools.islice(number, plan.users)]
+        mades = [
+            make_repo(make_did(n), posts(plan.posts, seed=n % 50))
+            for n in itertools.islice(number, plan.users)
+        ]
         for made in mades:
             net.add(made, host)
         dids.append([made.did for made in mades])
@@ -106,15 +111,21 @@ def _trickle() -> Iterator[bytes]:
 def resolve_first(lake: Path, here: World) -> None:
     """Identities come from the cache then, and the hosts' own limits are all there is to wait for."""
     fast = PdsSettings(host_qps=1000)
-    options = SyncOptions(tuple(of_all(here.dids)), plc_url=here.plc_url, allow_insecure_hosts=True, settings=fast)
-    resolve(workspace(str(lake), None, None, None, debug=False), options, lambda found: None)
+    options = SyncOptions(
+        tuple(of_all(here.dids)), plc_url=here.plc_url, allow_insecure_hosts=True, settings=fast
+    )
+    resolve(open_workspace(str(lake), None, None, None, debug=False), options, lambda found: None)
 
 
-def run_sync(lake: Path, here: World, dids: list[str], settings: PdsSettings) -> tuple[SyncResult, float]:
+def run_sync(
+    lake: Path, here: World, dids: list[str], settings: PdsSettings
+) -> tuple[SyncResult, float]:
     """The result, and the seconds that it took."""
-    options = SyncOptions(tuple(dids), plc_url=here.plc_url, allow_insecure_hosts=True, settings=settings)
+    options = SyncOptions(
+        tuple(dids), plc_url=here.plc_url, allow_insecure_hosts=True, settings=settings
+    )
     before = time.monotonic()
-    result = sync(workspace(str(lake), None, None, None, debug=False), options, io.StringIO())
+    result = sync(open_workspace(str(lake), None, None, None, debug=False), options, io.StringIO())
     return result, time.monotonic() - before
 
 

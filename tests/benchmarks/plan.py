@@ -19,7 +19,9 @@ def main() -> None:
         dates = make_posts(Path(folder), posts, days=50, labelled=VALENCE)
         plan = command("plan", *options(folder, dates), "--json", memory=True)
     total = json.loads(plan.stdout)["integrations"][VALENCE]["total"]
-    print(f"{total:,} of {posts:,} posts to label: {plan.seconds:.1f} s, peak {plan.peak / 2**30:.2f} GiB (15 s, 2 GB)")
+    print(
+        f"{total:,} of {posts:,} posts to label: {plan.seconds:.1f} s, peak {plan.peak / 2**30:.2f} GiB (15 s, 2 GB)"
+    )
 
 
 if __name__ == "__main__":

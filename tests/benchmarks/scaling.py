@@ -47,14 +47,18 @@ class Measured:
 def main() -> None:
     posts = int(sys.argv[1]) if len(sys.argv) > 1 else POSTS
     found = {actors: measure(actors, posts) for actors in (1, 2)}
-    print("actors   posts/s   actors' processor s   others' processor s   posts per actor's processor s")
+    print(
+        "actors   posts/s   actors' processor s   others' processor s   posts per actor's processor s"
+    )
     for actors, one in found.items():
         print(
             f"{actors:6}   {one.rate:7,.0f}   {one.actors:19.1f}   {one.others:19.1f}   {one.per_actor_second:29,.0f}"
         )
     ratio = found[2].rate / found[1].rate
     alone = 2 * found[2].per_actor_second / found[1].per_actor_second
-    print(f"two actors label {ratio:.2f} times as fast as one on {psutil.cpu_count()} processors (target {TARGET})")
+    print(
+        f"two actors label {ratio:.2f} times as fast as one on {psutil.cpu_count()} processors (target {TARGET})"
+    )
     print(f"per processor that an actor is given: {alone:.2f} times")
 
 
@@ -78,7 +82,9 @@ def measure(actors: int, posts: int) -> Measured:
 
 def steady_rate(seconds: Counter[str]) -> float:
     """Rows a second between the warm-up and the last second, which may be no whole one."""
-    stamps = {datetime.strptime(stamp, "%Y-%m-%d-%H:%M:%S").timestamp(): n for stamp, n in seconds.items()}  # noqa: DTZ007
+    stamps = {
+        datetime.strptime(stamp, "%Y-%m-%d-%H:%M:%S").timestamp(): n for stamp, n in seconds.items()
+    }  # noqa: DTZ007
     first, last = min(stamps) + _WARM_UP, max(stamps)
     assert last - first >= 5, "too short to tell; give more posts"
     return sum(n for stamp, n in stamps.items() if first <= stamp < last) / (last - first)
@@ -90,7 +96,11 @@ def watch(process: subprocess.Popen[bytes], cluster: Cluster) -> dict[bool, floa
     idle: dict[int, float] = {}
     while process.poll() is None:
         driver = psutil.Process(process.pid)
-        for one in [driver, *driver.children(recursive=True), *(p for node in cluster.nodes for p in node.processes())]:
+        for one in [
+            driver,
+            *driver.children(recursive=True),
+            *(p for node in cluster.nodes for p in node.processes()),
+        ]:
             try:
                 times, name = one.cpu_times(), (one.cmdline() or [""])[0]
             except psutil.NoSuchProcess:
@@ -100,7 +110,10 @@ def watch(process: subprocess.Popen[bytes], cluster: Cluster) -> dict[bool, floa
         time.sleep(0.5)
     actors = set(used[True])
     # A worker is one of many until it becomes an actor.
-    return {True: sum(used[True].values()), False: sum(s for pid, s in used[False].items() if pid not in actors)}
+    return {
+        True: sum(used[True].values()),
+        False: sum(s for pid, s in used[False].items() if pid not in actors),
+    }
 
 
 if __name__ == "__main__":

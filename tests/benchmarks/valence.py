@@ -32,7 +32,9 @@ def main() -> None:
     target = 1.6 * posts / rate / 2 + 15
     with ProcessPoolExecutor(2) as loops:
         both = sum(loop.result() for loop in [loops.submit(bare_rate) for _ in range(2)])
-    print(f"bare loop, one thread: {before:,.0f} and {after:,.0f} posts/s; two at once: {both:,.0f} together")
+    print(
+        f"bare loop, one thread: {before:,.0f} and {after:,.0f} posts/s; two at once: {both:,.0f} together"
+    )
     print(f"run: {posts:,} posts in {run.seconds:.1f} s, {posts / run.seconds:,.0f} posts/s")
     print(f"target on this machine: {target:.1f} s; reached {run.seconds / target:.2f} of it")
     print(f"the same command again, nothing to label: {again.seconds:.1f} s")

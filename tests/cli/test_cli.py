@@ -38,7 +38,9 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return code, out, err
 
 
-def all_commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
+def all_commands(
+    group: click.Group, path: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], click.Command]]:
     found: list[tuple[tuple[str, ...], click.Command]] = []
     for name in group.list_commands(click.Context(group)):
         command = group.get_command(click.Context(group), name)
@@ -55,14 +57,18 @@ def test_help_is_instant_because_it_imports_nothing_heavy() -> None:
         "import sys; from cli.__main__ import main; main(['--help']);"
         f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert result.stderr == "[]\n"
     for name in COMMANDS:
         assert f"\n  {name} " in result.stdout
 
 
 @pytest.mark.parametrize(
-    ("path", "command"), all_commands(make_cli()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+    ("path", "command"),
+    all_commands(make_cli()),
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_every_command_and_option_has_help_and_stands_in_the_readme(
     path: tuple[str, ...], command: click.Command
@@ -86,14 +92,23 @@ def test_every_command_and_option_has_help_and_stands_in_the_readme(
             ["run", "-i", "v", "-r", "posts", "--start-date", "2024-02-30", "--end-date", DAY],
             "'2024-02-30' is not a date",
         ),
-        (["run", "-i", "v", "-r", "posts", "--start-date", "20241001", "--end-date", DAY], "'20241001' is not a date"),
-        (["run", "-i", "v", "-r", "posts", "--start-date", "2024-10-02", "--end-date", DAY], "is after --end-date"),
+        (
+            ["run", "-i", "v", "-r", "posts", "--start-date", "20241001", "--end-date", DAY],
+            "'20241001' is not a date",
+        ),
+        (
+            ["run", "-i", "v", "-r", "posts", "--start-date", "2024-10-02", "--end-date", DAY],
+            "is after --end-date",
+        ),
         (["run", *SELECT, "--max-records-per-run", "-1"], "-1 is not in the range"),
         (["run", *SELECT, "--sample-proportion", "1.5"], "1.5 is not in the range"),
         (["run", *SELECT, "--no-such-flag"], "--no-such-flag"),
         (["fly"], "No such command 'fly'"),
         (["backfill"], "nothing to do"),
-        (["backfill", "--add-to-queue", "-i", "v"], "--record-type and --start-date and --end-date are required"),
+        (
+            ["backfill", "--add-to-queue", "-i", "v"],
+            "--record-type and --start-date and --end-date are required",
+        ),
         (["backfill", "--run-integrations"], "--integrations is required"),
         (["backfill", "--write-cache-buffer-to-storage"], "--service-source-buffer is required"),
         (
@@ -101,16 +116,31 @@ def test_every_command_and_option_has_help_and_stands_in_the_readme(
             "--clear-queue needs --write-cache-buffer-to-storage",
         ),
         (
-            ["backfill", "--write-cache-buffer-to-storage", "--service-source-buffer", "v", "--bypass-write"],
+            [
+                "backfill",
+                "--write-cache-buffer-to-storage",
+                "--service-source-buffer",
+                "v",
+                "--bypass-write",
+            ],
             "--bypass-write needs",
         ),
-        (["backfill", "--add-to-queue", *SELECT, "--sample-records"], "--sample-proportion is required"),
+        (
+            ["backfill", "--add-to-queue", *SELECT, "--sample-records"],
+            "--sample-proportion is required",
+        ),
         (
             ["backfill", "--add-to-queue", *SELECT, "--sample-proportion", "0.5"],
             "--sample-proportion needs --sample-records",
         ),
-        (["backfill", "--run-integrations", "-i", "v", "-p", "days"], "--backfill-period needs --backfill-duration"),
-        (["backfill", "--add-to-queue", *SELECT, "--source-data-location", "s3"], "BACKFILL_S3_LAKE"),
+        (
+            ["backfill", "--run-integrations", "-i", "v", "-p", "days"],
+            "--backfill-period needs --backfill-duration",
+        ),
+        (
+            ["backfill", "--add-to-queue", *SELECT, "--source-data-location", "s3"],
+            "BACKFILL_S3_LAKE",
+        ),
         (["backfill", "--clear-input-queues"], "--integrations is required"),
         (["status", "--start-date", "2024-10-02", "--end-date", DAY], "is after --end-date"),
     ],
@@ -171,7 +201,9 @@ def test_a_locked_database_is_named(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[str], lake_dir: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(
+    capsys: pytest.CaptureFixture[str], lake_dir: Path
+) -> None:
     make_lake(lake_dir, 3)
     lake_dir.chmod(0o500)
     code, _, err = call(capsys, "run", *SELECT, "--data-dir", str(lake_dir))
@@ -180,22 +212,36 @@ def test_a_folder_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[
     assert "permission denied" in err
 
 
-def test_plan_counts_by_date_for_people_and_programs(capsys: pytest.CaptureFixture[str], lake_dir: Path) -> None:
+def test_plan_counts_by_date_for_people_and_programs(
+    capsys: pytest.CaptureFixture[str], lake_dir: Path
+) -> None:
     make_lake(lake_dir, 3)
-    write_partition(lake_dir, VALENCE, DAY, [{"uri": make_uri(0), "was_successfully_labeled": True}])
+    write_partition(
+        lake_dir, VALENCE, DAY, [{"uri": make_uri(0), "was_successfully_labeled": True}]
+    )
     before = sorted(lake_dir.rglob("*"))
     code, out, err = call(capsys, "plan", *SELECT, "--json", "--data-dir", str(lake_dir))
     assert (code, err) == (0, "")
-    assert json.loads(out) == {"integrations": {VALENCE: {"pending": {DAY: 2, "2024-10-02": 3}, "total": 5}}}
+    assert json.loads(out) == {
+        "integrations": {VALENCE: {"pending": {DAY: 2, "2024-10-02": 3}, "total": 5}}
+    }
     code, out, _ = call(capsys, "--data-dir", str(lake_dir), "plan", *SELECT)
     assert code == 0
     assert out.split("\n")[-2].split() == ["total", "5"]
     assert sorted(lake_dir.rglob("*")) == before
 
 
-def test_status_prints_tables_that_fit_a_terminal(capsys: pytest.CaptureFixture[str], lake_dir: Path) -> None:
+def test_status_prints_tables_that_fit_a_terminal(
+    capsys: pytest.CaptureFixture[str], lake_dir: Path
+) -> None:
     make_lake(lake_dir, 3)
-    rows = [{"uri": make_uri(0), "was_successfully_labeled": False, "reason": "a reason that goes on " * 9}]
+    rows = [
+        {
+            "uri": make_uri(0),
+            "was_successfully_labeled": False,
+            "reason": "a reason that goes on " * 9,
+        }
+    ]
     write_partition(lake_dir, VALENCE, DAY, rows)
     code, out, _ = call(capsys, "status", "--data-dir", str(lake_dir))
     assert code == 0
@@ -210,7 +256,9 @@ def test_status_prints_tables_that_fit_a_terminal(capsys: pytest.CaptureFixture[
 def test_skipped_files_are_reported(capsys: pytest.CaptureFixture[str], lake_dir: Path) -> None:
     make_lake(lake_dir, 3)
     write_posts(lake_dir, DAY, [post(1)], name="bad").write_bytes(b"PAR1")
-    code, out, err = call(capsys, "plan", *SELECT, "--json", "--skip-bad-files", "--data-dir", str(lake_dir))
+    code, out, err = call(
+        capsys, "plan", *SELECT, "--json", "--skip-bad-files", "--data-dir", str(lake_dir)
+    )
     assert code == 0
     assert json.loads(out)["integrations"][VALENCE]["total"] == 6
     assert "skipped " in err
@@ -230,8 +278,12 @@ def test_clearing_asks_and_names_exactly_the_queues_that_it_clears(lake_dir: Pat
     done = run_cli(*clear, input="y\n")
     assert (done.returncode, done.stdout) == (0, f"cleared queues/input/{VALENCE}: 2 segments\n")
     assert queue_files(lake_dir) == []
-    both = run_cli("backfill", "--clear-input-queues", "--clear-output-queues", "-i", "v", "--yes", *where)
-    assert both.stdout.splitlines() == [f"cleared queues/{kind}/{VALENCE}: 0 segments" for kind in ("input", "output")]
+    both = run_cli(
+        "backfill", "--clear-input-queues", "--clear-output-queues", "-i", "v", "--yes", *where
+    )
+    assert both.stdout.splitlines() == [
+        f"cleared queues/{kind}/{VALENCE}: 0 segments" for kind in ("input", "output")
+    ]
 
 
 def test_a_run_prints_one_json_object_and_says_nothing_of_ray(lake_dir: Path) -> None:
@@ -257,7 +309,9 @@ def test_a_hidden_datasets_package_is_one_plain_sentence(tmp_path: Path) -> None
         f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = ['cli', 'plan'];"
         "runpy.run_module('cli', run_name='__main__', alter_sys=True)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 1
     assert result.stderr.startswith("error: the package `datasets` in ")
     assert result.stderr.count("\n") == 1
@@ -271,7 +325,16 @@ def test_a_look_back_may_reach_to_before_the_first_date_that_there_is(
     write_partition(lake_dir, "fetch_posts_used_in_feeds", "0001-01-02", [{"uri": make_uri(1)}])
     dates = ["-r", "posts_used_in_feeds", "--start-date", "0001-01-02", "--end-date", "9999-12-31"]
     code, out, err = call(
-        capsys, "plan", "-i", "v", *dates, "--feed-lookback-days", days, "--json", "--data-dir", str(lake_dir)
+        capsys,
+        "plan",
+        "-i",
+        "v",
+        *dates,
+        "--feed-lookback-days",
+        days,
+        "--json",
+        "--data-dir",
+        str(lake_dir),
     )
     assert code == 0, err
     assert json.loads(out)["integrations"][VALENCE]["pending"] == {"0001-01-01": 1}
@@ -284,7 +347,17 @@ def test_a_duration_may_be_longer_than_time_is(
 ) -> None:
     make_lake(lake_dir, 3)
     code, _, err = call(
-        capsys, "backfill", "--run-integrations", "-i", "v", "-p", period, "-d", duration, "--data-dir", str(lake_dir)
+        capsys,
+        "backfill",
+        "--run-integrations",
+        "-i",
+        "v",
+        "-p",
+        period,
+        "-d",
+        duration,
+        "--data-dir",
+        str(lake_dir),
     )
     assert code == 0, err
 

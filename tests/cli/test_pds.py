@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from backfill.config import workspace
+from backfill.config import open_workspace
 from cli.__main__ import main
 from cli.pds import _options
 from datasets.errors import ConfigError
@@ -44,14 +44,19 @@ def asking(net: Network) -> list[str]:
         (["sync"], "give either users, with --did or --dids-file, or a --host"),
         (["sync", "--did", "x", "--host", "y"], "give either users"),
         (["sync", "--did", "x", "--record-types", "post,poem"], "'poem' is not one of post, reply"),
-        (["sync", "--did", "x", "--start-date", "2024-10-02", "--end-date", "2024-10-01"], "is after"),
+        (
+            ["sync", "--did", "x", "--start-date", "2024-10-02", "--end-date", "2024-10-01"],
+            "is after",
+        ),
         (["sync", "--did", "x", "--start-date", "yesterday"], "not a date"),
         (["sync", "--did", "x", "--host-qps", "0"], "--host-qps"),
         (["resolve"], "--did or --dids-file is required"),
         (["nothing"], "No such command"),
     ],
 )
-def test_wrong_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], sentence: str) -> None:
+def test_wrong_usage(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
     code = main(["pds", *arguments])
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
@@ -63,20 +68,29 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], tmp_path: Path, argumen
 def test_a_flag_goes_before_the_config_file(tmp_path: Path) -> None:
     path = tmp_path / "backfill.toml"
     path.write_text("[pds]\nhost_qps = 3\nin_flight = 2\nmax_repo_bytes = 5\n")
-    place = workspace(str(tmp_path), None, None, str(path), debug=False)
-    given = {"dids": (), "dids_file": None, "plc_url": "", "allow_insecure_hosts": False, "host_qps": None}
-    settings = _options(place, {**given, "max_repo_mib": 1}).settings
+    workspace = open_workspace(str(tmp_path), None, None, str(path), debug=False)
+    given = {
+        "dids": (),
+        "dids_file": None,
+        "plc_url": "",
+        "allow_insecure_hosts": False,
+        "host_qps": None,
+    }
+    settings = _options(workspace, {**given, "max_repo_mib": 1}).settings
     assert (settings.host_qps, settings.in_flight, settings.max_repo_bytes) == (3, 2, 1 << 20)
-    assert _options(place, {**given, "host_qps": 4.0}).settings.host_qps == 4
+    assert _options(workspace, {**given, "host_qps": 4.0}).settings.host_qps == 4
     path.write_text("[pds]\nhost_qps = 0\n")
     with pytest.raises(ConfigError, match="host_qps must be a number above 0"):
-        workspace(str(tmp_path), None, None, str(path), debug=False)
+        open_workspace(str(tmp_path), None, None, str(path), debug=False)
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["pds", "sync", "--dids-file", "/no/such"], "there is no file /no/such; check --dids-file"),
+        (
+            ["pds", "sync", "--dids-file", "/no/such"],
+            "there is no file /no/such; check --dids-file",
+        ),
         (["pds", "sync", "--did", "did:plc:x", "--plc-url", "https://a/b"], "--plc-url"),
         (["pds", "status"], "run `pds sync` first"),
         (["preprocess"], "run `pds sync` first"),
@@ -91,10 +105,13 @@ def test_errors_are_one_sentence(
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_sync_status_and_resolve(net: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sync_status_and_resolve(
+    net: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     host = net.host()
     made = make_repo(
-        make_did(1), {**posts(3), "com.example.x/a": {"y": 1}, "app.bsky.feed.post/odd": {"text": "when?"}}
+        make_did(1),
+        {**posts(3), "com.example.x/a": {"y": 1}, "app.bsky.feed.post/odd": {"text": "when?"}},
     )
     net.plc.add(made.did, made.key.did_key, host.origin, "user.example.com")
     host.add_made(made)
@@ -120,7 +137,12 @@ def test_sync_status_and_resolve(net: Network, tmp_path: Path, capsys: pytest.Ca
     found = json.loads(out)
     assert out.count("\n") == 1
     assert found["statuses"] == {"ok": 1, "unreachable": 1, "invalid_did": 1}
-    assert (found["users"], found["left"], found["records"], found["skipped"]) == (3, 1, {"post": 4}, 1)
+    assert (found["users"], found["left"], found["records"], found["skipped"]) == (
+        3,
+        1,
+        {"post": 4},
+        1,
+    )
     assert found["unreadable_dates"] == 1
     assert found["invalid"] == [{"line": 3, "did": "did:nope", "reason": "it is not a DID"}]
     assert "line 3: 'did:nope'" in err
@@ -136,12 +158,16 @@ def test_sync_status_and_resolve(net: Network, tmp_path: Path, capsys: pytest.Ca
     assert "answered with 500" in out
 
     net.plc.server.paths.clear()
-    code, out, err = call(capsys, tmp_path, "pds", "resolve", "--did", made.did, "--did", make_did(7), *asking(net))
+    code, out, err = call(
+        capsys, tmp_path, "pds", "resolve", "--did", made.did, "--did", make_did(7), *asking(net)
+    )
     assert code == 0
     assert out == f"{made.did}\t{host.origin}\tuser.example.com\t{made.key.did_key}\n"
     assert err == f"{make_did(7)}: not_found: there is no such DID\n"
     assert net.plc.server.paths == [f"/{make_did(7)}"], "the other one is in the cache"
-    code, out, _ = call(capsys, tmp_path, "pds", "resolve", "--did", made.did, "--json", *asking(net))
+    code, out, _ = call(
+        capsys, tmp_path, "pds", "resolve", "--did", made.did, "--json", *asking(net)
+    )
     assert json.loads(out)["identities"] == {
         made.did: {"host": host.origin, "handle": "user.example.com", "key": made.key.did_key}
     }
@@ -157,11 +183,17 @@ def test_a_directory_that_is_down_leaves_everyone(
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_what_is_fetched_is_labelled(net: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_fetched_is_labelled(
+    net: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     host = net.host()
     day = "2024-10-01"
-    records: dict[str, Any] = {f"app.bsky.feed.post/p{n}": post(f"I love this, number {n}", day) for n in range(30)}
-    records["app.bsky.feed.post/reply"] = post("I hate this", day, reply={"root": {"uri": "x"}, "parent": {"uri": "x"}})
+    records: dict[str, Any] = {
+        f"app.bsky.feed.post/p{n}": post(f"I love this, number {n}", day) for n in range(30)
+    }
+    records["app.bsky.feed.post/reply"] = post(
+        "I hate this", day, reply={"root": {"uri": "x"}, "parent": {"uri": "x"}}
+    )
     records["app.bsky.feed.post/blank"] = post("  ", day)
     made = make_repo(make_did(1), records)
     net.add(made, host)
@@ -176,11 +208,15 @@ def test_what_is_fetched_is_labelled(net: Network, tmp_path: Path, capsys: pytes
     assert code == 0, err
     [counts] = json.loads(out)["integrations"].values()
     assert (counts["eligible"], counts["labelled"]) == (31, 31)
-    assert sorted(uri for uri, *_ in database_labels(tmp_path)) == [uri for uri in uris(tmp_path) if "blank" not in uri]
+    assert sorted(uri for uri, *_ in database_labels(tmp_path)) == [
+        uri for uri in uris(tmp_path) if "blank" not in uri
+    ]
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_what_is_fetched_is_saved_when_the_sync_is_interrupted(net: Network, tmp_path: Path) -> None:
+def test_what_is_fetched_is_saved_when_the_sync_is_interrupted(
+    net: Network, tmp_path: Path
+) -> None:
     import ray
 
     host = net.host()
@@ -188,7 +224,12 @@ def test_what_is_fetched_is_saved_when_the_sync_is_interrupted(net: Network, tmp
     for made in mades:
         net.add(made, host)
     (tmp_path / "dids").write_text("\n".join(made.did for made in mades))
-    lake = ["--data-dir", str(tmp_path / "lake"), "--ray-address", ray.get_runtime_context().gcs_address]
+    lake = [
+        "--data-dir",
+        str(tmp_path / "lake"),
+        "--ray-address",
+        ray.get_runtime_context().gcs_address,
+    ]
     slow = ["--plc-url", net.plc.origin, "--allow-insecure-hosts", "--host-qps", "6"]
     command = cli_command("pds", "sync", "--dids-file", str(tmp_path / "dids"), *slow, *lake)
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)

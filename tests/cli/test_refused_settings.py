@@ -12,7 +12,10 @@ from tests.support import DAY, make_lake
 PERSPECTIVE, LLM = "ml_inference_perspective_api", "ml_inference_intergroup"
 RUN = ["run", "-r", "posts", "--start-date", DAY, "--end-date", DAY]
 FEEDS = ["plan", "-i", "v", "-r", "posts_used_in_feeds", "--end-date", DAY]
-FLOATS, COUNTS = ("0", "-1", "nan", "inf", "1e300"), ("0", "-1", "9223372036854775807", "1" + "0" * 400)
+FLOATS, COUNTS = (
+    ("0", "-1", "nan", "inf", "1e300"),
+    ("0", "-1", "9223372036854775807", "1" + "0" * 400),
+)
 PDS_FLOATS = (
     "host_qps", "connect_seconds", "read_seconds", "request_seconds", "slow_seconds", "limited_seconds",
     "trouble_seconds", "retry_seconds", "flush_seconds",
@@ -20,7 +23,9 @@ PDS_FLOATS = (
 PDS_COUNTS = ("in_flight", "max_repo_bytes", "slow_bytes", "spool_bytes", "attempts", "flush_rows")
 
 
-def every(table: str, names: tuple[str, ...], values: tuple[str, ...], more: str = "") -> list[tuple[str, str]]:
+def every(
+    table: str, names: tuple[str, ...], values: tuple[str, ...], more: str = ""
+) -> list[tuple[str, str]]:
     return [(name, f"[{table}]\n{more}{name} = {value}\n") for name in names for value in values]
 
 
@@ -32,13 +37,19 @@ IN_CONFIG = [
     *every("pds", ("identity_hours",), ("-1.0", "nan", "inf")),
     *every("pds", ("patience",), ("-1",)),
     *every(f"integrations.{PERSPECTIVE}", ("qps", "timeout", "gpu"), FLOATS),
-    *every(f"integrations.{PERSPECTIVE}", ("in_flight", "attempts", "threads", "max_tokens"), COUNTS),
+    *every(
+        f"integrations.{PERSPECTIVE}", ("in_flight", "attempts", "threads", "max_tokens"), COUNTS
+    ),
     *every(f"integrations.{PERSPECTIVE}", ("token_budget",), ("-1",)),
     *every(f"integrations.{LLM}", ("requests_per_minute", "tokens_per_minute", "timeout"), FLOATS),
     *every(f"integrations.{LLM}", ("price_in", "price_out"), ("-0.1", "nan", "inf")),
     *every(f"integrations.{LLM}", ("posts_per_prompt", "in_flight", "attempts"), COUNTS),
     *every(f"integrations.{LLM}.parameters", ("temperature",), ("nan", "inf")),
-    *every(f"integrations.{LLM}.parameters", ("model", "messages", "response_format", "stream"), ("true",)),
+    *every(
+        f"integrations.{LLM}.parameters",
+        ("model", "messages", "response_format", "stream"),
+        ("true",),
+    ),
 ]
 # The sentence names the variable. A key is never shown.
 IN_ENVIRONMENT = [
@@ -59,12 +70,21 @@ ON_THE_LINE = [
     *([*RUN, "-i", "p", "--qps", value] for value in ("nan", "inf", "0", "-1", "1e300")),
     *([*RUN, "-i", "v", "--sample-proportion", value] for value in ("nan", "inf", "0", "-1")),
     [*RUN, "-i", "v", "--sample-seed", "10000000000"],
-    *(["pds", "sync", "--did", "did:plc:" + "a" * 24, "--host-qps", value] for value in ("nan", "inf", "0", "1e300")),
+    *(
+        ["pds", "sync", "--did", "did:plc:" + "a" * 24, "--host-qps", value]
+        for value in ("nan", "inf", "0", "1e300")
+    ),
     ["pds", "sync", "--did", "did:plc:" + "a" * 24, "--max-repo-mib", "1" + "0" * 300],
 ]
 ADDRESSES = [
-    *(("--database-url", value) for value in ("sqlite:///", "sqlite:///:memory:", "sqlite://", "sqlite:x.db")),
-    *(("--data-dir", value) for value in ("s3://", "s3:///", "gs://bucket/lake", "file:///lake", "s3://k:s@bucket/x")),
+    *(
+        ("--database-url", value)
+        for value in ("sqlite:///", "sqlite:///:memory:", "sqlite://", "sqlite:x.db")
+    ),
+    *(
+        ("--data-dir", value)
+        for value in ("s3://", "s3:///", "gs://bucket/lake", "file:///lake", "s3://k:s@bucket/x")
+    ),
 ]
 
 
@@ -72,7 +92,9 @@ def refused(capsys: pytest.CaptureFixture[str], lake_dir: Path, *arguments: str)
     """The exit code and the one sentence; nothing else was written, into the lake or to the streams."""
     make_lake(lake_dir, 3, [DAY])
     before = sorted(lake_dir.rglob("*"))
-    code = main([*arguments] if "--data-dir" in arguments else [*arguments, "--data-dir", str(lake_dir)])
+    code = main(
+        [*arguments] if "--data-dir" in arguments else [*arguments, "--data-dir", str(lake_dir)]
+    )
     out, err = capsys.readouterr()
     assert (out, err.count("\n"), err.startswith("error: ")) == ("", 1, True), err
     assert "unexpected" not in err
@@ -80,7 +102,9 @@ def refused(capsys: pytest.CaptureFixture[str], lake_dir: Path, *arguments: str)
     return code, err
 
 
-@pytest.mark.parametrize(("name", "text"), IN_CONFIG, ids=lambda value: value[-60:].replace("\n", " "))
+@pytest.mark.parametrize(
+    ("name", "text"), IN_CONFIG, ids=lambda value: value[-60:].replace("\n", " ")
+)
 def test_a_number_in_the_config_file(
     capsys: pytest.CaptureFixture[str], lake_dir: Path, tmp_path: Path, name: str, text: str
 ) -> None:
@@ -105,21 +129,29 @@ def test_a_variable(
         monkeypatch.setenv("PERSPECTIVE_API_KEY", "a-fine-key")
     monkeypatch.setenv(name, value)
     lake = ["--data-dir", "s3://bucket/lake"] if name.startswith("AWS") else []
-    code, err = refused(capsys, lake_dir, *RUN, "-i", "g" if "LLM" in name else "p", "--config", str(config), *lake)
+    code, err = refused(
+        capsys, lake_dir, *RUN, "-i", "g" if "LLM" in name else "p", "--config", str(config), *lake
+    )
     assert code == 1
     assert name in err
     assert not name.endswith("_KEY") or "secret" not in err
 
 
-@pytest.mark.parametrize("arguments", ON_THE_LINE, ids=lambda arguments: " ".join(arguments[-2:])[:60])
-def test_an_option(capsys: pytest.CaptureFixture[str], lake_dir: Path, arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", ON_THE_LINE, ids=lambda arguments: " ".join(arguments[-2:])[:60]
+)
+def test_an_option(
+    capsys: pytest.CaptureFixture[str], lake_dir: Path, arguments: list[str]
+) -> None:
     code, err = refused(capsys, lake_dir, *arguments)
     assert code == 2
     assert arguments[-2] in err
 
 
 @pytest.mark.parametrize("address", ADDRESSES, ids=" ".join)
-def test_an_address(capsys: pytest.CaptureFixture[str], lake_dir: Path, address: tuple[str, str]) -> None:
+def test_an_address(
+    capsys: pytest.CaptureFixture[str], lake_dir: Path, address: tuple[str, str]
+) -> None:
     code, err = refused(capsys, lake_dir, *RUN, "-i", "v", *address)
     assert code == 1
     assert address[0] in err
@@ -135,7 +167,9 @@ def test_an_address(capsys: pytest.CaptureFixture[str], lake_dir: Path, address:
     ],
     ids=lambda arguments: arguments[-1],
 )
-def test_a_host_of_pds(capsys: pytest.CaptureFixture[str], lake_dir: Path, arguments: list[str]) -> None:
+def test_a_host_of_pds(
+    capsys: pytest.CaptureFixture[str], lake_dir: Path, arguments: list[str]
+) -> None:
     code, err = refused(capsys, lake_dir, *arguments)
     assert code == 1
     assert arguments[-2] in err

@@ -25,7 +25,11 @@ class Echo(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
         chat = "chat" in self.path
-        secret = f"{self.headers['Authorization']} {PASSWORD}" if chat else self.headers["X-Goog-Api-Key"]
+        secret = (
+            f"{self.headers['Authorization']} {PASSWORD}"
+            if chat
+            else self.headers["X-Goog-Api-Key"]
+        )
         echo = json.dumps({"error": {"code": 400, "message": f"{secret} is bad"}}).encode()
         body = echo if chat else b"not JSON: " + echo
         self.send_response(400)
@@ -57,7 +61,9 @@ def echo_port() -> Iterator[int]:
         "me:pa@ss-word@127.0.0.1/db",
     ],
 )
-def test_a_databases_password_is_in_no_error_and_in_no_traceback(tmp_path: Path, url: str, debug: bool) -> None:
+def test_a_databases_password_is_in_no_error_and_in_no_traceback(
+    tmp_path: Path, url: str, debug: bool
+) -> None:
     more = ["--debug"] if debug else []
     for arguments, env in ((["--database-url", url], {}), ([], {"BACKFILL_DATABASE_URL": url})):
         done = run_cli("pds", "status", "--data-dir", str(tmp_path), *arguments, *more, env=env)
@@ -65,11 +71,15 @@ def test_a_databases_password_is_in_no_error_and_in_no_traceback(tmp_path: Path,
         assert ("Traceback" in done.stderr) == debug
         shown = (done.stdout + done.stderr).replace("password", "")
         assert "database" in shown
-        assert not [part for part in ("ss-word", "zzword", "ss%zz", "p@ss", "pass") if part in shown], shown
+        assert not [
+            part for part in ("ss-word", "zzword", "ss%zz", "p@ss", "pass") if part in shown
+        ], shown
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_secrets_that_a_server_echoes_are_in_no_row_and_in_no_output(lake_dir: Path, echo_port: int) -> None:
+def test_secrets_that_a_server_echoes_are_in_no_row_and_in_no_output(
+    lake_dir: Path, echo_port: int
+) -> None:
     import ray
 
     make_lake(lake_dir, 30, [DAY])

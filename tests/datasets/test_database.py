@@ -14,22 +14,27 @@ import pytest
 
 from datasets import database as db
 from datasets.database import Database, open_database
+from datasets.database_sync import OnFill, fill, load, missing_files, rebuild
 from datasets.errors import BadFile, ConfigError, RetryableError
-from datasets.label_files import Labels
-from datasets.labels import stage
+from datasets.labels.reading import Labels
+from datasets.labels.writing import stage
 from datasets.lake import Lake
-from datasets.mirror import OnFill, fill, load, missing_files, rebuild
 from datasets.schemas import label_schema, staged_schema
 from tests.support import DAY, post, write_partition
 
 LABELS = Labels(
-    "ml_inference_x", label_schema({"score": "float64", "label": "int64", "flag": "bool", "kind": "string"})
+    "ml_inference_x",
+    label_schema({"score": "float64", "label": "int64", "flag": "bool", "kind": "string"}),
 )
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    url = f"sqlite:///{tmp_path}/x.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    url = (
+        f"sqlite:///{tmp_path}/x.db"
+        if request.param == "sqlite"
+        else request.getfixturevalue("postgres_url")
+    )
     opened = open_database(url)
     with opened.transaction():
         for table in ("ml_inference_x", "runs", "label_files"):
@@ -82,8 +87,14 @@ def test_rows_come_back_as_they_went_in(database: Database, count: int) -> None:
 
 def test_loading_again_replaces_by_uri(database: Database) -> None:
     db.load_labels(database, "ml_inference_x", {"f": rows(range(10))})
-    db.load_labels(database, "ml_inference_x", {"g": rows(range(5, 15), score=9.5, reason="it's new", kind=None)})
-    table = pa.concat_tables([rows(range(5)), rows(range(5, 15), score=9.5, reason="it's new", kind=None)])
+    db.load_labels(
+        database,
+        "ml_inference_x",
+        {"g": rows(range(5, 15), score=9.5, reason="it's new", kind=None)},
+    )
+    table = pa.concat_tables(
+        [rows(range(5)), rows(range(5, 15), score=9.5, reason="it's new", kind=None)]
+    )
     assert stored(database) == expected(table)
     assert db.loaded_files(database, "ml_inference_x") == {"f", "g"}
     assert db.label_count(database, "ml_inference_x") == 15
@@ -91,19 +102,40 @@ def test_loading_again_replaces_by_uri(database: Database) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "quo\"te's", "a\\nb\\", "line\nbreak\r\n,comma", "עברית", "😀", "\\N", "NULL", "x" * 20_000, "%s ? ;--"],
+    [
+        "",
+        "quo\"te's",
+        "a\\nb\\",
+        "line\nbreak\r\n,comma",
+        "עברית",
+        "😀",
+        "\\N",
+        "NULL",
+        "x" * 20_000,
+        "%s ? ;--",
+    ],
 )
 def test_texts_are_stored_unchanged(database: Database, text: str) -> None:
     # Alone, in one statement with others, and as the value that all rows share.
     table = pa.concat_tables(
-        [rows(range(1), text=text), rows(range(1, 4)), rows(range(4, 6), text=text, reason=text, kind=text)]
+        [
+            rows(range(1), text=text),
+            rows(range(1, 4)),
+            rows(range(4, 6), text=text, reason=text, kind=text),
+        ]
     )
     db.load_labels(database, "ml_inference_x", {"f": table})
-    db.load_labels(database, "ml_inference_x", {"g": rows(range(6, 9), text=text, reason=text, kind=text)})
-    assert stored(database) == expected(pa.concat_tables([table, rows(range(6, 9), text=text, reason=text, kind=text)]))
+    db.load_labels(
+        database, "ml_inference_x", {"g": rows(range(6, 9), text=text, reason=text, kind=text)}
+    )
+    assert stored(database) == expected(
+        pa.concat_tables([table, rows(range(6, 9), text=text, reason=text, kind=text)])
+    )
 
 
-def test_nul_is_kept_where_the_database_can_and_replaced_where_it_cannot(database: Database) -> None:
+def test_nul_is_kept_where_the_database_can_and_replaced_where_it_cannot(
+    database: Database,
+) -> None:
     db.load_labels(database, "ml_inference_x", {"f": rows(range(3), text="a\x00b", kind="\x00")})
     kept = "a\x00b" if isinstance(database, db._Sqlite) else "a\ufffdb"
     assert [row[1] for row in stored(database)] == [kept] * 3
@@ -124,12 +156,28 @@ def test_of_rows_with_one_uri_the_last_counts_and_rows_without_are_no_labels(
     """History that others wrote: both databases end with the same rows, whichever are there already."""
     history = [
         {"uri": uri, "text": text, "was_successfully_labeled": True}
-        for uri, text in (("b", "1"), (None, "2"), ("a", "3"), ("b", "4"), (None, "5"), ("", "6"), ("a", "7"))
+        for uri, text in (
+            ("b", "1"),
+            (None, "2"),
+            ("a", "3"),
+            ("b", "4"),
+            (None, "5"),
+            ("", "6"),
+            ("a", "7"),
+        )
     ]
     lake, nameless = Lake(str(tmp_path / "lake")), dict[str, int]()
     first = write_partition(lake.root, "ml_inference_x", DAY, history, name="history")
-    write_partition(lake.root, "ml_inference_x", "2024-10-02", [{"uri": "b", "text": "8"}, {"uri": "c", "text": "9"}])
-    assert fill(lake, LABELS, database, ours_only=False, tell=OnFill(nameless=nameless.__setitem__)) == 7
+    write_partition(
+        lake.root,
+        "ml_inference_x",
+        "2024-10-02",
+        [{"uri": "b", "text": "8"}, {"uri": "c", "text": "9"}],
+    )
+    assert (
+        fill(lake, LABELS, database, ours_only=False, tell=OnFill(nameless=nameless.__setitem__))
+        == 7
+    )
     found = database.execute("SELECT uri, text FROM ml_inference_x ORDER BY uri")
     assert found == [("", "6"), ("a", "7"), ("b", "8"), ("c", "9")]
     assert nameless == {str(first): 2}
@@ -140,14 +188,20 @@ def test_the_last_of_many_repeats_counts_however_the_rows_lie_in_memory(database
     chunks = [rows(range(40), label=number) for number in range(50)]
     db.load_labels(database, "ml_inference_x", {"f": pa.concat_tables(chunks)})
     assert stored(database) == expected(rows(range(40), label=49))
-    db.load_labels(database, "ml_inference_x", {"g": rows(range(3)).set_column(0, "uri", pa.nulls(3, pa.string()))})
+    db.load_labels(
+        database,
+        "ml_inference_x",
+        {"g": rows(range(3)).set_column(0, "uri", pa.nulls(3, pa.string()))},
+    )
     assert db.label_count(database, "ml_inference_x") == 40
 
 
 def test_a_rebuild_that_ends_half_way_loses_nothing(database: Database, tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "lake"))
     write_partition(lake.root, "ml_inference_x", DAY, rows(range(4)).to_pylist(), name="labels-1")
-    bad = write_partition(lake.root, "ml_inference_x", DAY, rows(range(4, 8)).to_pylist(), name="labels-2")
+    bad = write_partition(
+        lake.root, "ml_inference_x", DAY, rows(range(4, 8)).to_pylist(), name="labels-2"
+    )
     fill(lake, LABELS, database, ours_only=False)
     before, ledger = stored(database), db.loaded_files(database, "ml_inference_x")
     bad.write_bytes(b"PAR1")
@@ -158,18 +212,30 @@ def test_a_rebuild_that_ends_half_way_loses_nothing(database: Database, tmp_path
     assert rebuild(lake, LABELS, database, OnFill(bad_file=skipped.append)) == 4
     assert [error.path for error in skipped] == [str(bad)]
     assert stored(database) == expected(rows(range(4)))
-    assert missing_files(lake, LABELS, database, ours_only=False) == [str(bad.relative_to(lake.root))]
+    assert missing_files(lake, LABELS, database, ours_only=False) == [
+        str(bad.relative_to(lake.root))
+    ]
 
 
-def test_a_rebuild_merges_any_number_of_files_with_the_same_posts(database: Database, tmp_path: Path) -> None:
+def test_a_rebuild_merges_any_number_of_files_with_the_same_posts(
+    database: Database, tmp_path: Path
+) -> None:
     lake = Lake(str(tmp_path))
     for n in range(200):
-        write_partition(tmp_path, "ml_inference_x", DAY, rows(range(3), label=n).to_pylist(), name=f"part-{n:03}")
+        write_partition(
+            tmp_path,
+            "ml_inference_x",
+            DAY,
+            rows(range(3), label=n).to_pylist(),
+            name=f"part-{n:03}",
+        )
     rebuild(lake, LABELS, database)
     assert stored(database) == expected(rows(range(3), label=199))
 
 
-def test_transactions_within_one_another_fail_alone_and_are_kept_together(database: Database) -> None:
+def test_transactions_within_one_another_fail_alone_and_are_kept_together(
+    database: Database,
+) -> None:
     with suppress(ZeroDivisionError), database.transaction():
         with database.transaction():
             db.load_labels(database, "ml_inference_x", {"a": rows(range(1))})
@@ -181,7 +247,9 @@ def test_transactions_within_one_another_fail_alone_and_are_kept_together(databa
     assert db.loaded_files(database, "ml_inference_x") == set()
 
 
-def test_a_file_whose_rows_postgresql_cannot_store_is_named(postgres_url: str, tmp_path: Path) -> None:
+def test_a_file_whose_rows_postgresql_cannot_store_is_named(
+    postgres_url: str, tmp_path: Path
+) -> None:
     """A key may have 2,704 bytes in its index. Others of the same load are stored."""
     lake = Lake(str(tmp_path))
     too_long = "".join(random.Random(1).choices("abcdefghijklmnopqrstuvwxyz", k=9000))
@@ -190,7 +258,9 @@ def test_a_file_whose_rows_postgresql_cannot_store_is_named(postgres_url: str, t
     with closing(open_database(postgres_url)) as database:
         database.execute("DROP TABLE IF EXISTS ml_inference_x")
         db.create_label_table(database, "ml_inference_x", LABELS.schema)
-        with pytest.raises(BadFile, match=r"b\.parquet: the database .* cannot store these rows") as caught:
+        with pytest.raises(
+            BadFile, match=r"b\.parquet: the database .* cannot store these rows"
+        ) as caught:
             load(lake, LABELS, database, [str(path.relative_to(tmp_path)) for path in (good, bad)])
         assert "does not answer" not in str(caught.value)
         assert db.label_count(database, "ml_inference_x") == 3
@@ -211,23 +281,29 @@ def test_runs_are_recorded_and_replaced(database: Database) -> None:
     assert (earlier["run_id"], earlier["exit_code"], earlier["counts"]) == ("a", None, {})
 
 
-def test_the_database_is_filled_with_what_its_ledger_lacks(database: Database, tmp_path: Path) -> None:
+def test_the_database_is_filled_with_what_its_ledger_lacks(
+    database: Database, tmp_path: Path
+) -> None:
     lake = Lake(str(tmp_path / "lake"))
     ours = rows(range(4)).to_pylist()
     write_partition(lake.root, "ml_inference_x", DAY, ours, name="labels-run-1")
-    write_partition(lake.root, "ml_inference_x", DAY, [{"uri": "history"}], name="part-0", tier="active")
+    write_partition(
+        lake.root, "ml_inference_x", DAY, [{"uri": "history"}], name="part-0", tier="active"
+    )
     assert fill(lake, LABELS, database, ours_only=True) == 4
     assert fill(lake, LABELS, database, ours_only=True) == 0
-    assert [path.rpartition("/")[2] for path in missing_files(lake, LABELS, database, ours_only=False)] == [
-        "part-0.parquet"
-    ]
+    assert [
+        path.rpartition("/")[2] for path in missing_files(lake, LABELS, database, ours_only=False)
+    ] == ["part-0.parquet"]
     assert fill(lake, LABELS, database, ours_only=False) == 1
     assert db.label_count(database, "ml_inference_x") == 5
     db.forget_labels(database, "ml_inference_x")
     assert fill(lake, LABELS, database, ours_only=False) == 5
 
 
-def test_a_locked_sqlite_database_is_retryable_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_sqlite_database_is_retryable_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(db, "LOCK_SECONDS", 0.1)
     open_database(f"sqlite:///{tmp_path}/x.db").close()
     with closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as other:
@@ -274,12 +350,22 @@ def test_staged_rows_are_not_in_the_lake_yet(tmp_path: Path) -> None:
 def test_buffers_that_start_at_once_fill_the_same_tables(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    url = f"sqlite:///{tmp_path}/x.db" if kind == "sqlite" else request.getfixturevalue("postgres_url")
+    url = (
+        f"sqlite:///{tmp_path}/x.db"
+        if kind == "sqlite"
+        else request.getfixturevalue("postgres_url")
+    )
     with closing(open_database(url)) as opened, opened.transaction():
         for table in ("ml_inference_x", "runs", "label_files"):
             opened.execute(f"DROP TABLE IF EXISTS {table}")
     for n in range(8):
-        write_partition(tmp_path, "ml_inference_x", DAY, rows(range(n * 10, n * 10 + 10)).to_pylist(), f"labels-{n}")
+        write_partition(
+            tmp_path,
+            "ml_inference_x",
+            DAY,
+            rows(range(n * 10, n * 10 + 10)).to_pylist(),
+            f"labels-{n}",
+        )
     together = Barrier(8)
 
     def fill_at_once(_: int) -> int:

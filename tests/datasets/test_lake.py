@@ -54,7 +54,12 @@ def test_partitions_hold_both_tiers_of_the_range_and_only_data_files(tmp_path: P
     ):
         write_posts(tmp_path, day, [post(1)], tier=tier)
     folder = tmp_path / "preprocessed_posts" / "cache" / "partition_date=2024-10-01"
-    for name in (".hidden.parquet", "_temporary.parquet", ".part-1.parquet.aside-01234567", "notes.txt"):
+    for name in (
+        ".hidden.parquet",
+        "_temporary.parquet",
+        ".part-1.parquet.aside-01234567",
+        "notes.txt",
+    ):
         (folder / name).write_bytes(b"not data")
     (folder.parent / "partition_date=someday").mkdir()
     found = Lake(str(tmp_path)).partitions("preprocessed_posts", "2024-10-01", "2024-10-02")
@@ -95,9 +100,12 @@ def test_a_file_that_is_not_whole_parquet_is_named(tmp_path: Path, damage: str) 
     path = write_posts(tmp_path, DAY, [post(n) for n in range(100)])
     data = path.read_bytes()
     path.write_bytes(
-        {"empty": b"", "truncated": data[: len(data) // 2], "no parquet": b"hello" * 50, "footer only": data[-200:]}[
-            damage
-        ]
+        {
+            "empty": b"",
+            "truncated": data[: len(data) // 2],
+            "no parquet": b"hello" * 50,
+            "footer only": data[-200:],
+        }[damage]
     )
     with pytest.raises(errors.BadFile, match=r"part-0\.parquet") as raised:
         read(Lake(str(tmp_path)), relative(tmp_path, path))
@@ -107,7 +115,9 @@ def test_a_file_that_is_not_whole_parquet_is_named(tmp_path: Path, damage: str) 
 def test_damage_inside_a_column_is_named(tmp_path: Path) -> None:
     path = tmp_path / "f.parquet"
     pq.write_table(
-        pa.table({"uri": [f"uri-{n}" * 20 for n in range(5000)], "text": ["t"] * 5000}), path, use_dictionary=False
+        pa.table({"uri": [f"uri-{n}" * 20 for n in range(5000)], "text": ["t"] * 5000}),
+        path,
+        use_dictionary=False,
     )
     data = bytearray(path.read_bytes())
     data[50:4000] = b"\xff" * 3950
@@ -132,7 +142,11 @@ def test_a_missing_column_and_a_wrong_type_are_named(tmp_path: Path) -> None:
 )
 def test_other_forms_of_text_are_read_as_text(tmp_path: Path, kind: pa.DataType) -> None:
     values = [None, None] if pa.types.is_null(kind) else ["é", None]
-    text = pa.array(values, pa.string()).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(values, kind)
+    text = (
+        pa.array(values, pa.string()).dictionary_encode()
+        if pa.types.is_dictionary(kind)
+        else pa.array(values, kind)
+    )
     pq.write_table(pa.table({"uri": ["a", "b"], "text": text}), tmp_path / "f.parquet")
     assert read(Lake(str(tmp_path)), "f.parquet")["text"].to_pylist() == values
 
@@ -189,7 +203,10 @@ def test_an_upload_that_fails_half_way_leaves_no_object(s3: Endpoint, tmp_path: 
     s3.parts.touch()
     command = [sys.executable, "-c", CUT, lake.root, str(s3.parts)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == f"cannot write {lake.root}/big: S3 asks to slow down; run the same command again later\n"
+    assert (
+        done.stdout
+        == f"cannot write {lake.root}/big: S3 asks to slow down; run the same command again later\n"
+    )
     assert not lake.exists("big")
     lake.write_bytes("big", b"x" * 25_000_000)
     assert len(lake.read_bytes("big")) == 25_000_000
@@ -199,7 +216,12 @@ def test_an_upload_that_fails_half_way_leaves_no_object(s3: Endpoint, tmp_path: 
 def test_s3_lists_reads_and_deletes_as_a_folder_does(tmp_path: Path) -> None:
     lake, folder = Lake(f"s3://{BUCKET}/{tmp_path.name} x"), Lake(str(tmp_path))
     table = pa.table({"uri": ["a", "b"], "text": ["x", None]}, schema=URI_TEXT)
-    names = ("d/cache/partition_date=2024-10-01/f", "d/active/partition_date=2024-10-01/g", "d/cache/x/h", "d/cache/_i")
+    names = (
+        "d/cache/partition_date=2024-10-01/f",
+        "d/active/partition_date=2024-10-01/g",
+        "d/cache/x/h",
+        "d/cache/_i",
+    )
     for one in (lake, folder):
         one.check()
         for name in names:

@@ -14,7 +14,17 @@ import pytest
 from datasets import posts
 from datasets.errors import BadFile, ConfigError
 from datasets.lake import Lake
-from datasets.posts import Sample, Selection, Sources, day_after, no_uris, post_sources, read_part, select, split_part
+from datasets.posts import (
+    Sample,
+    Selection,
+    Sources,
+    day_after,
+    no_uris,
+    post_sources,
+    read_part,
+    select,
+    split_part,
+)
 from tests.s3_server import BUCKET, Endpoint
 from tests.support import DAY, make_uri, post, write_partition, write_posts
 
@@ -26,14 +36,23 @@ def these(by_day: dict[str, Iterable[str]]) -> posts.UrisOf:
 
 
 def sources(
-    root: Path, start: str = DAYS[0], end: str = DAYS[-1], record_type: str = "posts", lookback: int = 4
+    root: Path,
+    start: str = DAYS[0],
+    end: str = DAYS[-1],
+    record_type: str = "posts",
+    lookback: int = 4,
 ) -> Sources:
     return post_sources(Lake(str(root)), record_type, start, end, lookback, posts.raise_bad_file)
 
 
 def chosen(root: Path, selection: Selection) -> list[dict[str, Any]]:
     lake = Lake(str(root))
-    return [row for part in selection.parts for table in read_part(lake, part) for row in table.to_pylist()]
+    return [
+        row
+        for part in selection.parts
+        for table in read_part(lake, part)
+        for row in table.to_pylist()
+    ]
 
 
 def uris(rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -83,13 +102,19 @@ def test_the_first_of_a_uri_is_taken_within_and_across_partitions(lake_dir: Path
 def test_a_blank_first_occurrence_does_not_hide_a_whole_one(lake_dir: Path) -> None:
     write_posts(lake_dir, DAYS[0], [post(0, text=" ")])
     write_posts(lake_dir, DAYS[1], [post(0)])
-    assert select(Lake(str(lake_dir)), sources(lake_dir), {"x": no_uris})["x"].by_date() == {DAYS[1]: 1}
+    assert select(Lake(str(lake_dir)), sources(lake_dir), {"x": no_uris})["x"].by_date() == {
+        DAYS[1]: 1
+    }
 
 
 def test_a_uri_labelled_in_any_partition_of_the_range_is_left_out(lake_dir: Path) -> None:
     write_posts(lake_dir, DAYS[0], [post(0), post(1)])
     write_posts(lake_dir, DAYS[1], [post(0), post(2)])
-    excluded = {"early": these({DAYS[0]: [make_uri(0)]}), "late": these({DAYS[1]: [make_uri(0)]}), "none": no_uris}
+    excluded = {
+        "early": these({DAYS[0]: [make_uri(0)]}),
+        "late": these({DAYS[1]: [make_uri(0)]}),
+        "none": no_uris,
+    }
     found = select(Lake(str(lake_dir)), sources(lake_dir), excluded)
     assert {name: uris(chosen(lake_dir, selection)) for name, selection in found.items()} == {
         "early": [make_uri(1), make_uri(2)],
@@ -98,7 +123,9 @@ def test_a_uri_labelled_in_any_partition_of_the_range_is_left_out(lake_dir: Path
     }
 
 
-def test_equal_hashes_are_not_taken_for_equal_uris(lake_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_hashes_are_not_taken_for_equal_uris(
+    lake_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import numpy as np
 
     monkeypatch.setattr(posts, "_hash", lambda uris, _: np.zeros(len(uris), np.uint64))
@@ -112,22 +139,33 @@ def test_feeds_select_by_the_dates_of_feeds_and_look_back(lake_dir: Path) -> Non
     for index, day in enumerate(DAYS):
         write_posts(lake_dir, day, [post(10 * index + n) for n in range(3)])
     write_partition(
-        lake_dir, "fetch_posts_used_in_feeds", DAYS[2], [{"uri": make_uri(n)} for n in (0, 10, 20, 30, 999)]
+        lake_dir,
+        "fetch_posts_used_in_feeds",
+        DAYS[2],
+        [{"uri": make_uri(n)} for n in (0, 10, 20, 30, 999)],
     )
-    write_partition(lake_dir, "fetch_posts_used_in_feeds", DAYS[3], [{"uri": make_uri(n)} for n in (10, 31)])
+    write_partition(
+        lake_dir, "fetch_posts_used_in_feeds", DAYS[3], [{"uri": make_uri(n)} for n in (10, 31)]
+    )
     lake = Lake(str(lake_dir))
 
     def pick(start: str, end: str, lookback: int) -> list[str]:
         where = sources(lake_dir, start, end, "posts_used_in_feeds", lookback)
         return uris(chosen(lake_dir, select(lake, where, {"x": no_uris})["x"]))
 
-    assert pick(DAYS[2], DAYS[2], 4) == [make_uri(n) for n in (0, 10, 20)], "30 is of the day after the feed"
+    assert pick(DAYS[2], DAYS[2], 4) == [make_uri(n) for n in (0, 10, 20)], (
+        "30 is of the day after the feed"
+    )
     assert pick(DAYS[2], DAYS[2], 1) == [make_uri(n) for n in (10, 20)]
-    assert pick(DAYS[2], DAYS[3], 2) == [make_uri(n) for n in (0, 10, 20, 31)], "10 once, though two feeds show it"
+    assert pick(DAYS[2], DAYS[3], 2) == [make_uri(n) for n in (0, 10, 20, 31)], (
+        "10 once, though two feeds show it"
+    )
     assert pick(DAYS[3], DAYS[3], 1) == [make_uri(31)]
 
 
-def test_a_sample_is_the_same_for_every_integration_and_grows_with_its_proportion(lake_dir: Path) -> None:
+def test_a_sample_is_the_same_for_every_integration_and_grows_with_its_proportion(
+    lake_dir: Path,
+) -> None:
     write_posts(lake_dir, DAYS[0], [post(n) for n in range(2000)])
     lake = Lake(str(lake_dir))
 
@@ -148,8 +186,15 @@ def test_a_limit_takes_the_earliest_dates_first(lake_dir: Path) -> None:
     for index, day in enumerate(DAYS):
         write_posts(lake_dir, day, [post(10 * index + n) for n in range(3)])
     lake = Lake(str(lake_dir))
-    for limit, expected in ((0, {}), (2, {DAYS[0]: 2}), (5, {DAYS[0]: 3, DAYS[1]: 2}), (99, dict.fromkeys(DAYS, 3))):
-        assert select(lake, sources(lake_dir), {"x": no_uris}, limit=limit)["x"].by_date() == expected
+    for limit, expected in (
+        (0, {}),
+        (2, {DAYS[0]: 2}),
+        (5, {DAYS[0]: 3, DAYS[1]: 2}),
+        (99, dict.fromkeys(DAYS, 3)),
+    ):
+        assert (
+            select(lake, sources(lake_dir), {"x": no_uris}, limit=limit)["x"].by_date() == expected
+        )
 
 
 def test_files_with_many_row_groups_are_cut_into_parts_that_read_back_the_same(
@@ -172,7 +217,10 @@ def test_a_part_is_split_after_any_of_its_posts(lake_dir: Path) -> None:
     for rows in range(1, part.chosen):
         head, tail = split_part(part, rows)
         assert (head.chosen, tail.chosen) == (rows, part.chosen - rows)
-        assert [chosen(lake_dir, Selection((half,))) for half in (head, tail)] == [whole[:rows], whole[rows:]]
+        assert [chosen(lake_dir, Selection((half,))) for half in (head, tail)] == [
+            whole[:rows],
+            whole[rows:],
+        ]
 
 
 def test_a_bad_file_stops_or_is_reported(lake_dir: Path) -> None:
@@ -189,15 +237,21 @@ def test_a_bad_file_stops_or_is_reported(lake_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["uri", "text", "preprocessing_timestamp"])
-@pytest.mark.parametrize("bytes_", [b"\xff\xfe", b"\xed\xa0\x80"], ids=["no character", "lone surrogate"])
+@pytest.mark.parametrize(
+    "bytes_", [b"\xff\xfe", b"\xed\xa0\x80"], ids=["no character", "lone surrogate"]
+)
 def test_text_that_is_not_utf8_is_a_bad_file(lake_dir: Path, column: str, bytes_: bytes) -> None:
     write_posts(lake_dir, DAY, [post(1)], name="good")
     path = write_posts(lake_dir, DAY, [post(0)], name="bad")
     offsets = pa.py_buffer(bytes([0, 0, 0, 0, len(bytes_), 0, 0, 0]))
     bad = pa.Array.from_buffers(pa.string(), 1, [None, offsets, pa.py_buffer(bytes_)])
-    pq.write_table(pa.table({"uri": ["a"], "text": ["b"], "preprocessing_timestamp": ["t"], column: bad}), path)
+    pq.write_table(
+        pa.table({"uri": ["a"], "text": ["b"], "preprocessing_timestamp": ["t"], column: bad}), path
+    )
     lake, skipped = Lake(str(lake_dir)), []
-    with pytest.raises(BadFile, match=rf"bad\.parquet: column '{column}' holds text that is not UTF-8"):
+    with pytest.raises(
+        BadFile, match=rf"bad\.parquet: column '{column}' holds text that is not UTF-8"
+    ):
         select(lake, sources(lake_dir), {"x": no_uris})
     found = select(lake, sources(lake_dir), {"x": no_uris}, on_bad=skipped.append)["x"]
     assert uris(chosen(lake_dir, found)) == [make_uri(1)]
@@ -243,14 +297,18 @@ def test_a_file_that_changes_while_it_is_read_gives_no_post_by_the_wrong_bits(
     assert {row["uri"] for row in seen} <= {row["uri"] for row in rows if row["text"]}
 
 
-def test_an_object_that_is_replaced_after_the_selection_is_not_read_by_its_bits(s3: Endpoint, tmp_path: Path) -> None:
+def test_an_object_that_is_replaced_after_the_selection_is_not_read_by_its_bits(
+    s3: Endpoint, tmp_path: Path
+) -> None:
     lake = Lake(f"s3://{BUCKET}/{tmp_path.name}")
     path = f"preprocessed_posts/cache/partition_date={DAY}/part-0.parquet"
     rows = [post(n) for n in range(5)]
     lake.write_parquet(path, pa.Table.from_pylist(rows))
     found = select(lake, Sources({DAY: [path]}), {"x": no_uris})["x"]
     assert [len(table) for part in found.parts for table in read_part(lake, part)] == [5]
-    lake.write_parquet(path, pa.Table.from_pylist(rows[::-1]))  # in the same second, of the same size
+    lake.write_parquet(
+        path, pa.Table.from_pylist(rows[::-1])
+    )  # in the same second, of the same size
     with pytest.raises(ConfigError, match="changed while it was read"):
         list(read_part(lake, found.parts[0]))
 
@@ -286,10 +344,17 @@ def test_uris_that_repeat_over_partitions_cost_no_more_memory_than_others(
     count = 60_000
     for day in DAYS[:2]:
         write_posts(
-            lake_dir, day, [post(0, uri=f"at://did:plc:{n:024}/app.bsky.feed.post/3k{n:011}") for n in range(count)]
+            lake_dir,
+            day,
+            [
+                post(0, uri=f"at://did:plc:{n:024}/app.bsky.feed.post/3k{n:011}")
+                for n in range(count)
+            ],
         )
     scans = [
-        posts._scan(Lake(str(lake_dir)), day, sources(lake_dir), {"x": no_uris}, None, posts.raise_bad_file)
+        posts._scan(
+            Lake(str(lake_dir)), day, sources(lake_dir), {"x": no_uris}, None, posts.raise_bad_file
+        )
         for day in DAYS[:2]
     ]
     before = pa.total_allocated_bytes()
@@ -311,7 +376,9 @@ def test_a_lake_without_posts_or_feeds_is_named(lake_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_selection_agrees_with_the_rules_applied_one_post_at_a_time(tmp_path: Path, seed: int) -> None:
+def test_selection_agrees_with_the_rules_applied_one_post_at_a_time(
+    tmp_path: Path, seed: int
+) -> None:
     """An oracle in plain Python over random small lakes, with duplicates and labels everywhere."""
     rng = random.Random(seed)
     lake_rows: dict[str, list[dict[str, Any]]] = {}
@@ -331,7 +398,9 @@ def test_selection_agrees_with_the_rules_applied_one_post_at_a_time(tmp_path: Pa
     labelled = {day: {make_uri(rng.randrange(30)) for _ in range(3)} for day in DAYS}
     feeds = {day: {make_uri(rng.randrange(30)) for _ in range(10)} for day in DAYS}
     for day in DAYS:
-        write_partition(tmp_path, "fetch_posts_used_in_feeds", day, [{"uri": uri} for uri in sorted(feeds[day])])
+        write_partition(
+            tmp_path, "fetch_posts_used_in_feeds", day, [{"uri": uri} for uri in sorted(feeds[day])]
+        )
     lake = Lake(str(tmp_path))
     for record_type in ("posts", "posts_used_in_feeds"):
         where = sources(tmp_path, DAYS[1], DAYS[3], record_type, 1)
@@ -351,7 +420,10 @@ def test_selection_agrees_with_the_rules_applied_one_post_at_a_time(tmp_path: Pa
                 if row["uri"] in labelled[day]:
                     done.add(row["uri"])
         expected = Counter((day, uri) for uri, day in first.items() if uri not in done)
-        assert Counter((row["partition_date"], row["uri"]) for row in chosen(tmp_path, found)) == expected
+        assert (
+            Counter((row["partition_date"], row["uri"]) for row in chosen(tmp_path, found))
+            == expected
+        )
 
 
 @pytest.mark.parametrize(
@@ -369,7 +441,9 @@ def test_days_end_where_the_calendar_does(day: str, days: int, expected: str) ->
 
 
 @pytest.mark.parametrize("lookback", [4, 10**9])
-def test_posts_of_feeds_are_found_at_both_ends_of_the_calendar(tmp_path: Path, lookback: int) -> None:
+def test_posts_of_feeds_are_found_at_both_ends_of_the_calendar(
+    tmp_path: Path, lookback: int
+) -> None:
     for day in ("0001-01-02", "9999-12-31"):
         write_posts(tmp_path, day, [post(1)])
         write_partition(tmp_path, "fetch_posts_used_in_feeds", day, [{"uri": make_uri(1)}])

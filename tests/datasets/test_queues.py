@@ -16,7 +16,9 @@ NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
 
 def table(numbers: range, day: str = DAY) -> pa.Table:
-    return pa.Table.from_pylist([{**post(n), "partition_date": day} for n in numbers], schema=POST_SCHEMA)
+    return pa.Table.from_pylist(
+        [{**post(n), "partition_date": day} for n in numbers], schema=POST_SCHEMA
+    )
 
 
 def test_a_queue_counts_what_was_enqueued_and_clears_by_name(tmp_path: Path) -> None:
@@ -24,7 +26,11 @@ def test_a_queue_counts_what_was_enqueued_and_clears_by_name(tmp_path: Path) -> 
     queues.enqueue(lake, "x", table(range(5)), NOW)
     queues.enqueue(lake, "x", table(range(5, 7), "2024-10-02"), NOW)
     queues.enqueue(lake, "y", table(range(3)), NOW)
-    assert (queues.count(lake, "input", "x"), queues.count(lake, "input", "y"), queues.count(lake, "output", "x")) == (
+    assert (
+        queues.count(lake, "input", "x"),
+        queues.count(lake, "input", "y"),
+        queues.count(lake, "output", "x"),
+    ) == (
         7,
         3,
         0,
@@ -38,7 +44,9 @@ def test_a_queue_counts_what_was_enqueued_and_clears_by_name(tmp_path: Path) -> 
 
 def test_the_same_posts_enqueued_twice_in_a_second_are_one_segment(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
-    assert queues.enqueue(lake, "x", table(range(5)), NOW) == queues.enqueue(lake, "x", table(range(5)), NOW)
+    assert queues.enqueue(lake, "x", table(range(5)), NOW) == queues.enqueue(
+        lake, "x", table(range(5)), NOW
+    )
     assert queues.count(lake, "input", "x") == 5
 
 
@@ -48,7 +56,10 @@ def test_segments_are_found_by_date_and_by_time_of_enqueueing(tmp_path: Path) ->
     new = queues.enqueue(lake, "x", table(range(5, 9)), NOW)
     other = queues.enqueue(lake, "x", table(range(9, 10), "2024-10-02"), NOW)
     assert queues.queued_posts(lake, "x") == {DAY: [old, new], "2024-10-02": [other]}
-    assert queues.queued_posts(lake, "x", NOW - timedelta(hours=1)) == {DAY: [new], "2024-10-02": [other]}
+    assert queues.queued_posts(lake, "x", NOW - timedelta(hours=1)) == {
+        DAY: [new],
+        "2024-10-02": [other],
+    }
 
 
 def test_what_is_left_of_a_segment_keeps_its_time(tmp_path: Path) -> None:
@@ -67,12 +78,15 @@ def test_what_is_left_of_a_segment_keeps_its_time(tmp_path: Path) -> None:
 def test_a_half_written_segment_is_never_seen(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     queues.enqueue(lake, "x", table(range(5)), NOW)
-    (tmp_path / "queues/input/x" / ".20261101T120000Z-2024-10-01-ff.parquet.aside-0badcafe").write_bytes(b"PAR1 half")
+    (
+        tmp_path / "queues/input/x" / ".20261101T120000Z-2024-10-01-ff.parquet.aside-0badcafe"
+    ).write_bytes(b"PAR1 half")
     assert queues.count(lake, "input", "x") == 5
 
 
 @pytest.mark.parametrize(
-    "name", ["notes", "part-0", "20261101T120000Z", "20261101T120000Z-2024-13-01-ff", "2026-2024-10-01-ff"]
+    "name",
+    ["notes", "part-0", "20261101T120000Z", "20261101T120000Z-2024-13-01-ff", "2026-2024-10-01-ff"],
 )
 def test_a_file_that_is_none_of_the_queues_is_named(tmp_path: Path, name: str) -> None:
     lake = Lake(str(tmp_path))
@@ -80,7 +94,8 @@ def test_a_file_that_is_none_of_the_queues_is_named(tmp_path: Path, name: str) -
     stray = tmp_path / "queues/input/x" / f"{name}.parquet"
     stray.write_bytes((tmp_path / segment).read_bytes())
     with pytest.raises(
-        ConfigError, match=rf"{name}\.parquet is not a segment of the input queue .*; move it elsewhere"
+        ConfigError,
+        match=rf"{name}\.parquet is not a segment of the input queue .*; move it elsewhere",
     ):
         queues.queued_posts(lake, "x")
     stray.unlink()
@@ -106,10 +121,18 @@ def test_a_caller_that_may_not_write_any_more_deletes_nothing(tmp_path: Path) ->
     asked = iter([True, False])
     with pytest.raises(ConfigError, match="taken over"):
         queues.requeue(lake, "x", left, table(range(2), "2024-10-02"), ensure)
-    assert queues.count(lake, "input", "x") == 5 + 2, "a post twice in the queue is labelled once; none is lost"
+    assert queues.count(lake, "input", "x") == 5 + 2, (
+        "a post twice in the queue is labelled once; none is lost"
+    )
 
 
 def test_digest_tells_lists_apart() -> None:
     assert (
-        len({queues.digest(parts) for parts in ([make_uri(1)], [make_uri(1), ""], ["ab", "c"], ["a", "bc"], [])}) == 5
+        len(
+            {
+                queues.digest(parts)
+                for parts in ([make_uri(1)], [make_uri(1), ""], ["ab", "c"], ["a", "bc"], [])
+            }
+        )
+        == 5
     )

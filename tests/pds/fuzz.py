@@ -16,8 +16,8 @@ import dag_cbor
 import libipld
 from multiformats import CID
 
-from pds.car import read_repo
 from pds.errors import RejectedRepo
+from pds.repo.car import read_repo
 from tests.pds.repos import Made, cid, make_repo, post, tid, varint
 
 Record = tuple[str, str, Any]
@@ -76,7 +76,9 @@ def attempt(car: bytes, did: str, key: str) -> list[Record] | None:
         return read(car, did, key)
     except RejectedRepo as error:
         if error.status != "corrupt" or not error.reason:
-            raise AssertionError(f"refused as {error.status!r} because of {error.reason!r}") from error
+            raise AssertionError(
+                f"refused as {error.status!r} because of {error.reason!r}"
+            ) from error
         return None
 
 
@@ -93,7 +95,9 @@ def flip_bits(rng: random.Random, subject: Subject) -> bytes:
 def set_bytes(rng: random.Random, subject: Subject) -> bytes:
     car = bytearray(subject.car)
     at, count = rng.randrange(len(car)), rng.choice([1, 2, 4, 40])
-    car[at : at + count] = bytes(rng.choice([0, 0x7F, 0x80, 0xFF, rng.randrange(256)]) for _ in range(count))
+    car[at : at + count] = bytes(
+        rng.choice([0, 0x7F, 0x80, 0xFF, rng.randrange(256)]) for _ in range(count)
+    )
     return bytes(car)
 
 
@@ -123,7 +127,9 @@ def drop_block(rng: random.Random, subject: Subject) -> bytes:
 def reorder_blocks(rng: random.Random, subject: Subject) -> bytes:
     places = subject.blocks
     shuffled = rng.sample(places, len(places)) + rng.choices(places, k=rng.randrange(3))
-    return subject.car[: places[0][0]] + b"".join(subject.car[start:end] for start, _, end in shuffled)
+    return subject.car[: places[0][0]] + b"".join(
+        subject.car[start:end] for start, _, end in shuffled
+    )
 
 
 def swap_contents(rng: random.Random, subject: Subject) -> bytes:
@@ -140,9 +146,23 @@ def change_length(rng: random.Random, subject: Subject) -> bytes:
     at, start, end = rng.choice(subject.blocks)
     length = end - start
     wrong = rng.choice(
-        [0, 1, 35, 36, length - 1, length + 1, length * 2, 1 << 21, 1 << 32, 1 << 63, rng.randrange(1 << 20)]
+        [
+            0,
+            1,
+            35,
+            36,
+            length - 1,
+            length + 1,
+            length * 2,
+            1 << 21,
+            1 << 32,
+            1 << 63,
+            rng.randrange(1 << 20),
+        ]
     )
-    number = rng.choice([varint(wrong), b"\xff" * 9 + b"\x01", b"\x80" * 12, varint(length) + b"\x00"])
+    number = rng.choice(
+        [varint(wrong), b"\xff" * 9 + b"\x01", b"\x80" * 12, varint(length) + b"\x00"]
+    )
     return subject.car[:at] + number + subject.car[start:]
 
 
@@ -151,7 +171,13 @@ def pad_length(rng: random.Random, subject: Subject) -> bytes:
     at, start, end = rng.choice(subject.blocks)
     number = bytearray(varint(end - start))
     number[-1] |= 128
-    return subject.car[:at] + bytes(number) + b"\x80" * rng.randrange(4) + b"\x00" + subject.car[start:]
+    return (
+        subject.car[:at]
+        + bytes(number)
+        + b"\x80" * rng.randrange(4)
+        + b"\x00"
+        + subject.car[start:]
+    )
 
 
 def add_block(rng: random.Random, subject: Subject) -> bytes:
@@ -171,7 +197,9 @@ def try_bytes(rng: random.Random, subject: Subject) -> bool:
     """Whether the mutation was refused. Raises AssertionError for a wrong record."""
     mutation = rng.choice(BYTES)
     records = attempt(mutation(rng, subject), subject.did, subject.key)
-    assert records is None or records == subject.records, f"{mutation.__name__} was accepted with other records"
+    assert records is None or records == subject.records, (
+        f"{mutation.__name__} was accepted with other records"
+    )
     return records is None
 
 
@@ -188,7 +216,9 @@ def try_signed(rng: random.Random, made: Made) -> bool:
     car = changed.car()
     records = attempt(car, made.did, made.key.did_key)
     if records is not None:
-        assert [(key, link) for key, link, _ in records] == slow_records(car), "other records than another reader's"
+        assert [(key, link) for key, link, _ in records] == slow_records(car), (
+            "other records than another reader's"
+        )
     return records is None
 
 
@@ -221,12 +251,16 @@ def _changed_node(rng: random.Random, made: Made, link: bytes, depth: int) -> by
     return cid(block)
 
 
-def _spoil(rng: random.Random, made: Made, node: dict[str, Any], places: list[tuple[dict[str, Any], str]]) -> None:
+def _spoil(
+    rng: random.Random, made: Made, node: dict[str, Any], places: list[tuple[dict[str, Any], str]]
+) -> None:
     entries = [entry for entry in node["e"] if isinstance(entry, dict)]
     kind = rng.randrange(9)
     if kind == 0:
         holder, name = rng.choice(places)
-        holder[name] = rng.choice([None, made.commit["data"], rng.choice(list(made.blocks)), _junk(rng, made)])
+        holder[name] = rng.choice(
+            [None, made.commit["data"], rng.choice(list(made.blocks)), _junk(rng, made)]
+        )
     elif kind == 1 and entries:
         rng.choice(entries)[rng.choice("kpvt")] = _junk(rng, made)
     elif kind == 2 and entries:
@@ -252,7 +286,9 @@ def _spoil(rng: random.Random, made: Made, node: dict[str, Any], places: list[tu
     elif kind == 7:
         node[rng.choice(["l", "e", "x"])] = _junk(rng, made)
     elif kind == 8 and entries:
-        content = rng.choice([rng.randbytes(30), b"\x81" * 3000 + b"\x01", libipld.encode_dag_cbor(_junk(rng, made))])
+        content = rng.choice(
+            [rng.randbytes(30), b"\x81" * 3000 + b"\x01", libipld.encode_dag_cbor(_junk(rng, made))]
+        )
         made.blocks[cid(content)] = content
         rng.choice(entries)["v"] = cid(content)
 
@@ -299,7 +335,9 @@ def hostile(made: Made) -> Iterable[tuple[str, bytes]]:
     record = next(link for link, block in made.blocks.items() if b"$type" in block)
 
     def tree(root: bytes, blocks: dict[bytes, bytes]) -> bytes:
-        return Made(made.did, made.key, {**made.commit, "data": root}, {**made.blocks, **blocks}).car()
+        return Made(
+            made.did, made.key, {**made.commit, "data": root}, {**made.blocks, **blocks}
+        ).car()
 
     def node(left: bytes | None, *entries: dict[str, Any]) -> tuple[bytes, bytes]:
         block = libipld.encode_dag_cbor({"l": left, "e": list(entries)})
@@ -325,7 +363,9 @@ def hostile(made: Made) -> Iterable[tuple[str, bytes]]:
     for _ in range(60):
         link, block = node(list(empty)[-1])
         empty[link] = block
-    link, block = node(None, *(entry(b"com.example.a/%05d" % n, list(empty)[-1]) for n in range(10_000)))
+    link, block = node(
+        None, *(entry(b"com.example.a/%05d" % n, list(empty)[-1]) for n in range(10_000))
+    )
     yield "10,000 ways to the same empty nodes", tree(link, {**empty, link: block})
 
     yield "a key that is none", tree(*_only(node(None, entry(b"com.example.a/" + b"k" * 900))))
@@ -333,17 +373,22 @@ def hostile(made: Made) -> Iterable[tuple[str, bytes]]:
     nodes: dict[bytes, bytes] = {}
     for letter in b"abcdefghij":
         key = b"com.example.a/" + bytes([letter]) * 490
-        link, block = node(None, entry(key), *(entry(b"%06d" % n, prefix=len(key)) for n in range(30_000)))
+        link, block = node(
+            None, entry(key), *(entry(b"%06d" % n, prefix=len(key)) for n in range(30_000))
+        )
         nodes[link] = block
     parents = [
-        entry(b"com.example.a/" + bytes([letter]), link) for letter, link in zip(b"abcdefghij", nodes, strict=True)
+        entry(b"com.example.a/" + bytes([letter]), link)
+        for letter, link in zip(b"abcdefghij", nodes, strict=True)
     ]
     link, block = node(None, *parents)
     yield "300,000 keys of 500 bytes that share all but 6", tree(link, {**nodes, link: block})
 
     big = libipld.encode_dag_cbor({"$type": "app.bsky.feed.post", "text": "x" * 1_900_000})
     large = cid(big)
-    shared = [{"p": 0, "k": b"app.bsky.feed.post/%07d" % n, "v": large, "t": None} for n in range(20_000)]
+    shared = [
+        {"p": 0, "k": b"app.bsky.feed.post/%07d" % n, "v": large, "t": None} for n in range(20_000)
+    ]
     link, block = node(None, *shared)
     yield "one large record under 20,000 keys", tree(link, {link: block, large: big})
 

@@ -37,7 +37,9 @@ class Key:
     @property
     def did_key(self) -> str:
         algorithm = SECP256K1_JWT_ALG if self.private.curve.name == "secp256k1" else P256_JWT_ALG
-        point = self.private.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        point = self.private.public_key().public_bytes(
+            Encoding.X962, PublicFormat.UncompressedPoint
+        )
         return format_did_key(algorithm, point)
 
     def sign(self, data: bytes, *, low: bool = True) -> bytes:
@@ -59,7 +61,9 @@ def tid(number: int) -> str:
 
 def make_did(number: int) -> str:
     digest = int.from_bytes(hashlib.sha256(str(number).encode()).digest(), "big")
-    return "did:plc:" + "".join(_LETTERS[digest >> (5 * i) & 31] for i in range(24)).replace("1", "a")
+    return "did:plc:" + "".join(_LETTERS[digest >> (5 * i) & 31] for i in range(24)).replace(
+        "1", "a"
+    )
 
 
 def cid(block: bytes, codec: int = 0x71) -> bytes:
@@ -88,7 +92,9 @@ def make_tree(records: Mapping[str, bytes], blocks: dict[bytes, bytes]) -> bytes
     return _node(keys, {key.encode(): link for key, link in records.items()}, top, blocks)
 
 
-def _node(keys: list[bytes], links: Mapping[bytes, bytes], layer: int, blocks: dict[bytes, bytes]) -> bytes:
+def _node(
+    keys: list[bytes], links: Mapping[bytes, bytes], layer: int, blocks: dict[bytes, bytes]
+) -> bytes:
     runs: list[list[bytes]] = [[]]
     own: list[bytes] = []
     for key in keys:
@@ -139,7 +145,9 @@ class Made:
         return write_car(root or self.root(), self.blocks.items())
 
 
-def make_repo(did: str, records: Mapping[str, Any], key: Key | None = None, rev: str | None = None) -> Made:
+def make_repo(
+    did: str, records: Mapping[str, Any], key: Key | None = None, rev: str | None = None
+) -> Made:
     """`records`: `collection/rkey` → value, or bytes that are taken for an encoded block."""
     blocks: dict[bytes, bytes] = {}
     links = {}
@@ -154,11 +162,18 @@ def make_repo(did: str, records: Mapping[str, Any], key: Key | None = None, rev:
 
 def write_car(root: bytes, blocks: Iterable[tuple[bytes, bytes]]) -> bytes:
     header = libipld.encode_dag_cbor({"roots": [root], "version": 1})
-    return varint(len(header)) + header + b"".join(varint(len(c) + len(b)) + c + b for c, b in blocks)
+    return (
+        varint(len(header)) + header + b"".join(varint(len(c) + len(b)) + c + b for c, b in blocks)
+    )
 
 
 def post(text: str, day: str = "2024-10-01", **changes: Any) -> dict[str, Any]:
-    return {"$type": "app.bsky.feed.post", "text": text, "createdAt": f"{day}T12:00:00.000Z", **changes}
+    return {
+        "$type": "app.bsky.feed.post",
+        "text": text,
+        "createdAt": f"{day}T12:00:00.000Z",
+        **changes,
+    }
 
 
 def posts(count: int, day: str = "2024-10-01", seed: int = 0) -> dict[str, dict[str, Any]]:

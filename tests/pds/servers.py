@@ -118,7 +118,9 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
 
 
 def json_reply(content: Any, status: int = 200) -> Reply:
-    return Reply(status, json.dumps(content).encode(), {"Content-Type": "application/json; charset=utf-8"})
+    return Reply(
+        status, json.dumps(content).encode(), {"Content-Type": "application/json; charset=utf-8"}
+    )
 
 
 def error_reply(name: str, message: str = "", status: int = 400) -> Reply:
@@ -171,12 +173,16 @@ class Pds:
         for did in everyone[start : start + self.page]:
             if did in self.refused:
                 status = self.refused[did].removeprefix("Repo").lower()
-                entries.append({"did": did, "head": "", "rev": "", "active": False, "status": status})
+                entries.append(
+                    {"did": did, "head": "", "rev": "", "active": False, "status": status}
+                )
             else:
                 rev, cid, _ = self.repos[did]
                 entries.append({"did": did, "head": cid, "rev": rev, "active": True})
         end = start + self.page
-        return json_reply({"repos": entries} | ({"cursor": str(end)} if end < len(everyone) else {}))
+        return json_reply(
+            {"repos": entries} | ({"cursor": str(end)} if end < len(everyone) else {})
+        )
 
 
 class Plc:
@@ -207,9 +213,16 @@ def document(did: str, did_key: str, pds: str, handle: str | None = None) -> dic
         "id": did,
         "alsoKnownAs": [f"at://{handle}"] if handle else [],
         "verificationMethod": [
-            {"id": f"{did}#atproto", "type": "Multikey", "controller": did, "publicKeyMultibase": did_key[8:]}
+            {
+                "id": f"{did}#atproto",
+                "type": "Multikey",
+                "controller": did,
+                "publicKeyMultibase": did_key[8:],
+            }
         ],
-        "service": [{"id": "#atproto_pds", "type": "AtprotoPersonalDataServer", "serviceEndpoint": pds}],
+        "service": [
+            {"id": "#atproto_pds", "type": "AtprotoPersonalDataServer", "serviceEndpoint": pds}
+        ],
     }
 
 

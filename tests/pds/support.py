@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from datasets.pds_state import Identity
+from datasets.repos.state import Identity
 from pds.identity import read_document
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -28,7 +28,9 @@ def identity(name: str) -> Identity:
 @lru_cache
 def expected(name: str) -> list[dict[str, Any]]:
     """The records that the repository holds: `uri`, `cid`, `value`."""
-    return [json.loads(line) for line in (FIXTURES / f"{name}.records.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (FIXTURES / f"{name}.records.jsonl").read_text().splitlines()
+    ]
 
 
 def vectors(name: str) -> list[str]:

@@ -46,7 +46,9 @@ class Arroba:
             output = self._methods.call(nsid, input={}, **parameters)
         except ValueError as error:
             name = getattr(error, "name", None) or "InvalidRequest"
-            return error_reply(name, getattr(error, "message", str(error)), getattr(error, "status", None) or 400)
+            return error_reply(
+                name, getattr(error, "message", str(error)), getattr(error, "status", None) or 400
+            )
         return Reply(body=output) if isinstance(output, bytes) else json_reply(output)
 
     def add(self, did: str, records: dict[str, Any]) -> Any:
@@ -54,7 +56,9 @@ class Arroba:
         from arroba.storage import Action
         from arroba.util import new_key
 
-        repo = Repo.create(self.storage, did, handle=f"user{did[8:12]}.example.com", signing_key=new_key())
+        repo = Repo.create(
+            self.storage, did, handle=f"user{did[8:12]}.example.com", signing_key=new_key()
+        )
         self.write(repo, Action.CREATE, records)
         return repo
 
@@ -63,7 +67,9 @@ class Arroba:
 
         for path, value in records.items():
             collection, rkey = path.split("/")
-            self.storage.commit(repo, [Write(action=action, collection=collection, rkey=rkey, record=value)])
+            self.storage.commit(
+                repo, [Write(action=action, collection=collection, rkey=rkey, record=value)]
+            )
 
     def close(self) -> None:
         self._http.close()
@@ -119,7 +125,11 @@ def test_repositories_of_arroba(arroba: Arroba, tmp_path: Path) -> None:
         net.plc = plc
         result = run(tmp_path, net, *users, gone)
         assert statuses(tmp_path) == {**dict.fromkeys(users, "ok"), gone: "not_found"}
-        expected = [at_uri(did, *path.split("/")) for n, did in enumerate(users) for path in records(10 + 20 * n)]
+        expected = [
+            at_uri(did, *path.split("/"))
+            for n, did in enumerate(users)
+            for path in records(10 + 20 * n)
+        ]
         assert uris(tmp_path) == sorted(expected)
         assert result.tally.records == {"post": 90, "like": 3}
 
@@ -128,7 +138,9 @@ def test_repositories_of_arroba(arroba: Arroba, tmp_path: Path) -> None:
         paths = sorted(path for path in records(30) if "post" in path)
         arroba.write(repo, Action.DELETE, {paths[0]: None})
         arroba.write(repo, Action.UPDATE, {paths[1]: {**records(30)[paths[1]], "text": "edited"}})
-        arroba.write(repo, Action.CREATE, {"app.bsky.feed.post/3kzzzzzzzzzz2": records(1, "new")[paths[0]]})
+        arroba.write(
+            repo, Action.CREATE, {"app.bsky.feed.post/3kzzzzzzzzzz2": records(1, "new")[paths[0]]}
+        )
         result = run(tmp_path, net, host=arroba.origin)
         assert result.tally.statuses == {"ok": 1, "unchanged": 2}
         expected.remove(at_uri(changed, *paths[0].split("/")))

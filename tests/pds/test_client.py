@@ -36,7 +36,12 @@ def server() -> Iterator[Server]:
 
 
 def get(
-    url: str, settings: PdsSettings = QUICK, limit: int = 1000, sink: Any = None, admitted: Any = None, **options: Any
+    url: str,
+    settings: PdsSettings = QUICK,
+    limit: int = 1000,
+    sink: Any = None,
+    admitted: Any = None,
+    **options: Any,
 ) -> Answer:
     """One request, as if it were the only thing in the world."""
 
@@ -65,14 +70,23 @@ def pieces_of(*pieces: bytes, every: float = 0.0, then: float = 0.0) -> Iterator
 def test_an_answer(server: Server) -> None:
     admitted: list[str] = []
     answer = get(f"{server.origin}/x?y=1", insecure=True, admitted=admitted)
-    assert (answer.status, answer.body, answer.headers["ratelimit-remaining"]) == (200, b"hello", "7")
+    assert (answer.status, answer.body, answer.headers["ratelimit-remaining"]) == (
+        200,
+        b"hello",
+        "7",
+    )
     assert admitted == [server.origin]
     assert server.paths == ["/x?y=1"]
 
 
 def test_hosts_that_may_not_be_asked_are_not(server: Server) -> None:
     port = server.origin.rpartition(":")[2]
-    for url in (server.origin, f"http://localhost:{port}", f"https://127.0.0.1:{port}", f"https://localhost:{port}"):
+    for url in (
+        server.origin,
+        f"http://localhost:{port}",
+        f"https://127.0.0.1:{port}",
+        f"https://localhost:{port}",
+    ):
         with pytest.raises(RejectedRepo, match="not asked"):
             get(url)
     assert server.paths == []
@@ -81,7 +95,9 @@ def test_hosts_that_may_not_be_asked_are_not(server: Server) -> None:
 def test_a_name_that_resolves_to_a_private_address_is_not_asked(server: Server) -> None:
     name = socket.gethostname()
     addresses = {entry[4][0] for entry in socket.getaddrinfo(name, None)}
-    assert all(not address.startswith("8.") for address in addresses), "this machine has a public address"
+    assert all(not address.startswith("8.") for address in addresses), (
+        "this machine has a public address"
+    )
     with pytest.raises(RejectedRepo, match="which is not public"):
         get(f"https://{name}:{server.origin.rpartition(':')[2]}/")
     with pytest.raises(RejectedRepo, match="which is not public"):
@@ -94,7 +110,9 @@ def test_a_host_that_the_user_named_may_be_anywhere(server: Server) -> None:
 
 
 def test_redirects_are_checked_and_paced_like_first_requests(server: Server) -> None:
-    server.fault = lambda path, query: Reply(302, headers={"Location": "/there"}) if path == "/here" else None
+    server.fault = lambda path, query: (
+        Reply(302, headers={"Location": "/there"}) if path == "/here" else None
+    )
     admitted: list[str] = []
     assert get(f"{server.origin}/here", insecure=True, admitted=admitted).body == b"hello"
     assert (server.paths, admitted) == (["/here", "/there"], [server.origin] * 2)
@@ -147,7 +165,9 @@ def test_a_body_goes_into_the_sink_piece_by_piece(server: Server) -> None:
 
     async def sink(piece: bytes) -> None:
         found.append(piece)
-        await asyncio.sleep(0.3)  # longer than all limits together: waiting here is not the host's fault
+        await asyncio.sleep(
+            0.3
+        )  # longer than all limits together: waiting here is not the host's fault
 
     server.fault = lambda path, query: Reply(pieces=pieces_of(*[b"x" * 5000] * 4))
     answer = get(server.origin, insecure=True, sink=sink, limit=10**6)
@@ -215,18 +235,26 @@ def test_headers_that_trickle(server: Server) -> None:
         thread = threading.Thread(target=trickle)
         thread.start()
         settings = PdsSettings(connect_seconds=0.2, read_seconds=0.4)
-        assert kind_of_failure(f"http://127.0.0.1:{listener.getsockname()[1]}", settings) == "timeout"
+        assert (
+            kind_of_failure(f"http://127.0.0.1:{listener.getsockname()[1]}", settings) == "timeout"
+        )
         thread.join()
 
 
 def test_tls_to_a_server_that_speaks_none(server: Server) -> None:
     """It is the host's trouble, and nothing is sent to it in clear."""
-    assert kind_of_failure(server.origin.replace("http://", "https://")) in ("connect", "cut", "timeout")
+    assert kind_of_failure(server.origin.replace("http://", "https://")) in (
+        "connect",
+        "cut",
+        "timeout",
+    )
     assert server.paths == []
 
 
 @pytest.mark.parametrize(("name", "accepted"), [("localhost", True), ("pds.example.com", False)])
-def test_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, accepted: bool) -> None:
+def test_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, *, accepted: bool
+) -> None:
     """The name in the certificate is compared with the host's name, not with the address that was checked."""
     certificate = tmp_path / "certificate.pem"
     certificate.write_bytes(self_signed(name))
@@ -251,10 +279,19 @@ def self_signed(name: str) -> bytes:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
-    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
-    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=1))
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+    )
+    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(
+        now - timedelta(days=1)
+    )
     builder = builder.not_valid_after(now + timedelta(days=1))
-    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    builder = builder.add_extension(
+        x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False
+    )
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     certificate = builder.sign(key, hashes.SHA256())
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -25,11 +25,17 @@ def refusal(body: Any, status: int = 200, did: str = DID) -> tuple[str, str]:
     return caught.value.status, caught.value.reason
 
 
-@pytest.mark.parametrize("name", [name for name in INDEX if (FIXTURES / f"{name}.did.json").exists()])
+@pytest.mark.parametrize(
+    "name", [name for name in INDEX if (FIXTURES / f"{name}.did.json").exists()]
+)
 def test_the_documents_of_the_fixtures(name: str) -> None:
     body = (FIXTURES / f"{name}.did.json").read_bytes()
     found = read_document(INDEX[name]["did"], 200, body, 17, insecure=True)
-    assert (found.did, found.host, found.handle) == (INDEX[name]["did"], "http://localhost:2583", f"{name}.test")
+    assert (found.did, found.host, found.handle) == (
+        INDEX[name]["did"],
+        "http://localhost:2583",
+        f"{name}.test",
+    )
     assert found.key.startswith("did:key:zQ3")
     assert found.resolved_at == 17
     assert refusal(body, did=found.did)[0] == "unreachable"
@@ -38,7 +44,9 @@ def test_the_documents_of_the_fixtures(name: str) -> None:
 @pytest.mark.parametrize("curve", [ec.SECP256K1, ec.SECP256R1])
 def test_keys_of_both_curves(curve: type[ec.EllipticCurve]) -> None:
     key = Key.make(5, curve)
-    found = read_document(DID, 200, json.dumps(document(DID, key.did_key, PDS, "User.Example.com")).encode(), 0)
+    found = read_document(
+        DID, 200, json.dumps(document(DID, key.did_key, PDS, "User.Example.com")).encode(), 0
+    )
     assert (found.key, found.host, found.handle) == (key.did_key, PDS, "user.example.com")
 
 
@@ -55,9 +63,17 @@ def test_keys_of_the_older_kinds() -> None:
 
 def test_the_pds_is_found_by_its_id_not_by_its_place() -> None:
     content = document(DID, KEY.did_key, PDS)
-    labeler = {"id": "#atproto_labeler", "type": "AtprotoLabeler", "serviceEndpoint": "https://labels.example.com"}
+    labeler = {
+        "id": "#atproto_labeler",
+        "type": "AtprotoLabeler",
+        "serviceEndpoint": "https://labels.example.com",
+    }
     content["service"] = ["odd", labeler, {**content["service"][0], "id": f"{DID}#atproto_pds"}]
-    method = {"id": f"{DID}#atproto_label", "type": "Multikey", "publicKeyMultibase": Key.make(9).did_key[8:]}
+    method = {
+        "id": f"{DID}#atproto_label",
+        "type": "Multikey",
+        "publicKeyMultibase": Key.make(9).did_key[8:],
+    }
     content["verificationMethod"].insert(0, method)
     found = read_document(DID, 200, json.dumps(content).encode(), 0)
     assert (found.host, found.key) == (PDS, KEY.did_key)
@@ -87,7 +103,9 @@ def test_a_bad_document(change: dict[str, Any], status: str, reason: str) -> Non
     assert reason in found[1]
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"[" * 5000, b"null", b'"text"', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[]", b"[" * 5000, b"null", b'"text"', b"\xff\xfe"]
+)
 def test_a_document_that_is_none(body: bytes) -> None:
     assert refusal(body)[0] == "corrupt"
 
@@ -100,7 +118,9 @@ def test_answers_that_are_no_document() -> None:
 
 def test_a_trusted_host_need_not_be_https() -> None:
     body = json.dumps(document(DID, KEY.did_key, "http://127.0.0.1:2583/")).encode()
-    assert read_document(DID, 200, body, 0, {"http://127.0.0.1:2583"}).host == "http://127.0.0.1:2583"
+    assert (
+        read_document(DID, 200, body, 0, {"http://127.0.0.1:2583"}).host == "http://127.0.0.1:2583"
+    )
     assert refusal(body)[0] == "unreachable"
 
 
@@ -199,4 +219,6 @@ def test_addresses_that_are_not_public(address: str) -> None:
 
 
 def test_public_addresses() -> None:
-    check_addresses("pds.example.com", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+    check_addresses(
+        "pds.example.com", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+    )

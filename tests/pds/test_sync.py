@@ -18,19 +18,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from backfill.config import workspace
-from backfill.pds_sync import SyncOptions, SyncResult, sync
+from backfill.repos.sync import SyncOptions, SyncResult, sync
 from datasets.errors import BackfillError, ConfigError
 from pds.settings import PdsSettings
 from pds.syntax import utc_date
+from tests.pds.repo.test_records import kind_of
 from tests.pds.repos import Key, Made, make_did, make_repo, post, posts, tid
 from tests.pds.servers import Network, Reply, document, error_reply, network
 from tests.pds.support import INDEX, WITH_CAR, expected, vectors
-from tests.pds.test_records import kind_of
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
 QUICK = PdsSettings(
-    host_qps=500, limited_seconds=0.3, trouble_seconds=0.1, retry_seconds=0.05, connect_seconds=2, read_seconds=2
+    host_qps=500,
+    limited_seconds=0.3,
+    trouble_seconds=0.1,
+    retry_seconds=0.05,
+    connect_seconds=2,
+    read_seconds=2,
 )
 
 
@@ -73,7 +78,9 @@ def statuses(root: Path) -> dict[str, str]:
 
 def files(root: Path) -> dict[str, float]:
     """Everything under the lake's data and when it was written."""
-    return {str(path): path.stat().st_mtime_ns for path in root.glob("raw_sync/**/*") if path.is_file()}
+    return {
+        str(path): path.stat().st_mtime_ns for path in root.glob("raw_sync/**/*") if path.is_file()
+    }
 
 
 def uris_of(*repos: Made | tuple[Made, Mapping[str, Any]]) -> list[str]:
@@ -97,7 +104,9 @@ def test_the_reference_pds(net: Network, tmp_path: Path) -> None:
             "unknown": "not_found",
         }.items()
     }  # fmt: skip
-    wanted = {record["uri"]: record for name in WITH_CAR for record in expected(name) if kind_of(record)}
+    wanted = {
+        record["uri"]: record for name in WITH_CAR for record in expected(name) if kind_of(record)
+    }
     rows = lake_rows(tmp_path)
     assert sorted(row["uri"] for row in rows) == sorted(wanted)
     for row in rows:
@@ -132,9 +141,14 @@ def test_the_reference_pds(net: Network, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".spool/*"))
 
 
-def test_a_changed_repository_replaces_its_records_deletions_included(net: Network, tmp_path: Path) -> None:
+def test_a_changed_repository_replaces_its_records_deletions_included(
+    net: Network, tmp_path: Path
+) -> None:
     host = net.host()
-    first = {**posts(20), "app.bsky.feed.like/a": {"createdAt": "2024-10-05T00:00:00Z", "subject": {"uri": "x"}}}
+    first = {
+        **posts(20),
+        "app.bsky.feed.like/a": {"createdAt": "2024-10-05T00:00:00Z", "subject": {"uri": "x"}},
+    }
     alice, bob = make_repo(make_did(1), first), make_repo(make_did(2), posts(5))
     net.add(alice, host)
     net.add(bob, host)
@@ -164,7 +178,8 @@ def test_other_dates_and_types_add_to_what_is_there(net: Network, tmp_path: Path
     host = net.host()
     days = [f"2024-10-{day:02}" for day in range(1, 11)]
     records = {f"app.bsky.feed.post/p{day}": post(day, day) for day in days} | {
-        f"app.bsky.feed.like/l{day}": {"createdAt": f"{day}T00:00:00Z", "subject": {"uri": day}} for day in days
+        f"app.bsky.feed.like/l{day}": {"createdAt": f"{day}T00:00:00Z", "subject": {"uri": day}}
+        for day in days
     }
     made = make_repo(make_did(1), records)
     net.add(made, host)
@@ -203,11 +218,19 @@ def test_a_user_who_has_moved_is_followed_once(net: Network, tmp_path: Path) -> 
         server.paths.clear()
     run(tmp_path, net, made.did)
     assert statuses(tmp_path) == {made.did: "not_found"}
-    assert (len(net.plc.server.paths), new.server.asked(), old.server.asked()) == (1, {"getLatestCommit": 1}, {})
-    assert uris(tmp_path) == uris_of((moved, posts(4))), "what is gone from the host stays in the lake"
+    assert (len(net.plc.server.paths), new.server.asked(), old.server.asked()) == (
+        1,
+        {"getLatestCommit": 1},
+        {},
+    )
+    assert uris(tmp_path) == uris_of((moved, posts(4))), (
+        "what is gone from the host stays in the lake"
+    )
 
 
-def test_users_whose_host_has_died_are_found_where_they_have_moved(net: Network, tmp_path: Path) -> None:
+def test_users_whose_host_has_died_are_found_where_they_have_moved(
+    net: Network, tmp_path: Path
+) -> None:
     old, new = net.host(), net.host()
     mades = [make_repo(make_did(n), posts(2, seed=n)) for n in range(30)]
     for made in mades:
@@ -243,7 +266,9 @@ def test_one_users_trouble_is_nobody_elses(net: Network, tmp_path: Path) -> None
     good = [make_repo(make_did(n), posts(3, seed=n)) for n in range(3)]
     for made in good:
         net.add(made, host)
-    cut, flipped, wrong, large, html = (make_repo(make_did(10 + n), posts(40, seed=50 + n)) for n in range(5))
+    cut, flipped, wrong, large, html = (
+        make_repo(make_did(10 + n), posts(40, seed=50 + n)) for n in range(5)
+    )
     for made in (cut, flipped, wrong, large, html):
         net.add(made, host)
     rev, link, data = host.repos[cut.did]
@@ -258,7 +283,10 @@ def test_one_users_trouble_is_nobody_elses(net: Network, tmp_path: Path) -> None
     host.server.fault = lambda path, query: (
         Reply(404, b"<html>not here</html>") if query.get("did") == html.did else None
     )
-    everyone = [made.did for made in (*good, cut, flipped, wrong, large, html)] + [no_pds, bad_document]
+    everyone = [made.did for made in (*good, cut, flipped, wrong, large, html)] + [
+        no_pds,
+        bad_document,
+    ]
     result = run(tmp_path, net, *everyone, settings=replace(QUICK, max_repo_bytes=100_000))
     assert statuses(tmp_path) == {
         **{made.did: "ok" for made in good}, cut.did: "corrupt", flipped.did: "corrupt", wrong.did: "corrupt",
@@ -279,7 +307,9 @@ def test_one_users_trouble_is_nobody_elses(net: Network, tmp_path: Path) -> None
     assert {statuses(tmp_path)[made.did] for made in (cut, flipped, html)} == {"ok"}
 
 
-def test_a_dead_host_and_a_limited_one_leave_their_users_for_the_next_run(net: Network, tmp_path: Path) -> None:
+def test_a_dead_host_and_a_limited_one_leave_their_users_for_the_next_run(
+    net: Network, tmp_path: Path
+) -> None:
     good, limited, dead = net.host(), net.host(), net.host()
     mades = [make_repo(make_did(n), posts(2, seed=n)) for n in range(9)]
     for n, made in enumerate(mades):
@@ -288,7 +318,11 @@ def test_a_dead_host_and_a_limited_one_leave_their_users_for_the_next_run(net: N
     dead.server.close()
     result = run(tmp_path, net, *(made.did for made in mades))
     assert (result.exit_code, result.tally.left) == (3, 6)
-    assert [statuses(tmp_path)[made.did] for made in mades] == ["ok", "rate_limited", "unreachable"] * 3
+    assert [statuses(tmp_path)[made.did] for made in mades] == [
+        "ok",
+        "rate_limited",
+        "unreachable",
+    ] * 3
     limited.server.fault = None
     result = run(tmp_path, net, *(made.did for made in mades[:2]))
     assert result.exit_code == 0
@@ -303,7 +337,9 @@ def test_hosts_of_strangers_on_this_machine_are_not_asked(net: Network, tmp_path
     assert statuses(tmp_path) == {made.did: "unreachable"}
     assert "is not asked: it is not https" in states(tmp_path)[made.did]["error"]
     assert (result.exit_code, host.server.paths) == (0, [])
-    net.plc.add(made.did, made.key.did_key, host.origin.replace("http://127.0.0.1", "https://localhost"))
+    net.plc.add(
+        made.did, made.key.did_key, host.origin.replace("http://127.0.0.1", "https://localhost")
+    )
     run(tmp_path, net, made.did, allow_insecure_hosts=False)
     assert "which is not public" in states(tmp_path)[made.did]["error"]
     assert host.server.paths == []
@@ -315,17 +351,23 @@ def test_a_did_web(net: Network, tmp_path: Path) -> None:
     made = make_repo(did, posts(2))
     host.add_made(made)
     found = json.dumps(document(did, made.key.did_key, host.origin)).encode()
-    host.server.fault = lambda path, query: Reply(body=found) if path == "/.well-known/did.json" else None
+    host.server.fault = lambda path, query: (
+        Reply(body=found) if path == "/.well-known/did.json" else None
+    )
     run(tmp_path, net, did)
     assert uris(tmp_path) == uris_of((made, posts(2)))
     assert net.plc.server.paths == []
 
 
-def test_what_a_host_says_does_not_reach_the_terminal_as_it_is(net: Network, tmp_path: Path) -> None:
+def test_what_a_host_says_does_not_reach_the_terminal_as_it_is(
+    net: Network, tmp_path: Path
+) -> None:
     host = net.host()
     made = make_repo(make_did(1), posts(2))
     net.add(made, host)
-    host.server.fault = lambda path, query: error_reply("RepoTakendown", "\x1b[2J\x00 gone \u202e" + "x" * 999)
+    host.server.fault = lambda path, query: error_reply(
+        "RepoTakendown", "\x1b[2J\x00 gone \u202e" + "x" * 999
+    )
     run(tmp_path, net, made.did)
     error = states(tmp_path)[made.did]["error"]
     assert error.startswith("\ufffd[2J\ufffd gone \ufffdxxx")
@@ -413,7 +455,9 @@ def test_a_repository_larger_than_a_group_and_than_a_chunk(
     net: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = net.host()
-    records = {f"app.bsky.feed.post/{tid((1 << 60) + n)}": post("x" * 3000 + str(n)) for n in range(2000)}
+    records = {
+        f"app.bsky.feed.post/{tid((1 << 60) + n)}": post("x" * 3000 + str(n)) for n in range(2000)
+    }
     made = make_repo(make_did(1), records)
     small = make_repo(make_did(2), posts(2))
     net.add(made, host)
@@ -431,8 +475,12 @@ def test_many_users_of_many_hosts(net: Network, tmp_path: Path) -> None:
     started = time.monotonic()
     result = run(tmp_path, net, *(made.did for made in mades))
     assert result.tally.statuses == {"ok": 150}
-    assert uris(tmp_path) == uris_of(*((made, posts(1 + n % 3, seed=n)) for n, made in enumerate(mades)))
-    assert len(list(tmp_path.glob("raw_sync/create/*/cache/*/*.parquet"))) == 1, "small repositories share files"
+    assert uris(tmp_path) == uris_of(
+        *((made, posts(1 + n % 3, seed=n)) for n, made in enumerate(mades))
+    )
+    assert len(list(tmp_path.glob("raw_sync/create/*/cache/*/*.parquet"))) == 1, (
+        "small repositories share files"
+    )
     assert time.monotonic() - started < 30
 
 
@@ -454,15 +502,22 @@ def test_what_is_refused_before_anything_is_done(
     assert not (tmp_path / "lake").exists()
 
 
-def test_a_second_sync_of_the_same_lake_is_refused_while_one_runs(net: Network, tmp_path: Path) -> None:
+def test_a_second_sync_of_the_same_lake_is_refused_while_one_runs(
+    net: Network, tmp_path: Path
+) -> None:
     from datasets.lake import Lake
-    from datasets.locks import Lock
+    from datasets.locking.locks import Lock
 
-    with Lock(Lake(str(tmp_path)), "raw_sync", "run", "another"), pytest.raises(ConfigError, match="another"):
+    with (
+        Lock(Lake(str(tmp_path)), "raw_sync", "run", "another"),
+        pytest.raises(ConfigError, match="another"),
+    ):
         run(tmp_path, net, make_did(1))
 
 
-def test_a_disk_that_cannot_be_written_ends_the_sync_with_one_sentence(net: Network, tmp_path: Path) -> None:
+def test_a_disk_that_cannot_be_written_ends_the_sync_with_one_sentence(
+    net: Network, tmp_path: Path
+) -> None:
     host = net.host()
     made = make_repo(make_did(1), posts(2))
     net.add(made, host)

@@ -43,7 +43,8 @@ def test_every_valid_datetime_has_a_day(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", vectors("syntax/datetime_syntax_invalid.txt") + vectors("syntax/datetime_parse_invalid.txt")
+    "text",
+    vectors("syntax/datetime_syntax_invalid.txt") + vectors("syntax/datetime_parse_invalid.txt"),
 )
 def test_no_invalid_datetime_has_a_day(text: str) -> None:
     assert utc_date(text) is None
@@ -73,17 +74,26 @@ def test_days_are_those_of_the_standard_library() -> None:
     rng = random.Random(4)
     for _ in range(5000):
         zone = timezone(timedelta(minutes=rng.choice([-720, -420, -30, 60, 345, 839])))
-        moment = datetime(rng.randint(2, 9998), rng.randint(1, 12), rng.randint(1, 28), rng.randint(0, 23), tzinfo=zone)
+        moment = datetime(
+            rng.randint(2, 9998),
+            rng.randint(1, 12),
+            rng.randint(1, 28),
+            rng.randint(0, 23),
+            tzinfo=zone,
+        )
         assert utc_date(moment.isoformat()) == moment.astimezone(UTC).date().isoformat()
 
 
-@pytest.mark.parametrize("name", ["app.bsky.feed.post", "com.example.custom.thing", "a-0.b-1.c", "net.users.bob.ping"])
+@pytest.mark.parametrize(
+    "name", ["app.bsky.feed.post", "com.example.custom.thing", "a-0.b-1.c", "net.users.bob.ping"]
+)
 def test_names_of_collections(name: str) -> None:
     assert is_nsid(name)
 
 
 @pytest.mark.parametrize(
-    "name", ["", "post", "com.example", "com.example.3", "com..example.x", "com.exa_mple.x", "a.b.c" * 99]
+    "name",
+    ["", "post", "com.example", "com.example.3", "com..example.x", "com.exa_mple.x", "a.b.c" * 99],
 )
 def test_what_is_no_name_of_a_collection(name: str) -> None:
     assert not is_nsid(name)

@@ -1,0 +1,249 @@
+"""The loop of a sync: users in, jobs to the owners of hosts, outcomes back, statuses and rows to the writer."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from backfill.progress import format_seconds
+from backfill.repos.fetchers import HostFetchers
+from backfill.repos.relocation import RelocationProbe
+from backfill.repos.steps import UNCHANGED, Done, Steps
+from backfill.repos.users import EveryoneOn, Given, Invalid, User
+from backfill.repos.writer import Writer
+from backfill.status_line import StatusLine
+from datasets.database import Database
+from datasets.repos.coverage import Coverage
+from datasets.repos.state import Identity, RepoState, load_identities, load_repos, with_status
+from pds.jobs import (
+    Job,
+    List,
+    Listed,
+    ListedRepo,
+    Outcome,
+    Resolve,
+    Resolved,
+    Staged,
+    Unchanged,
+    Unfinished,
+)
+
+# Users under way at a time. A host that rests can have so many of them before it holds up others,
+# and it gives them back when it has rested too often.
+WINDOW = 50_000
+# Users whose rows are looked up at once.
+_CHUNK = 500
+_TAKE_SECONDS = 0.5
+_RESTING_SECONDS = 5.0
+_INVALID_KEPT = 1000
+
+
+@dataclass
+class Tally:
+    """What a sync has done. `left` users are for the next run, `invalid` the first lines that are no DIDs."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    records: Counter[str] = field(default_factory=Counter)
+    skipped: int = 0
+    unreadable_dates: int = 0
+    malformed: int = 0
+    bytes: int = 0
+    left: int = 0
+    invalid: list[Invalid] = field(default_factory=list)
+    not_listed: str | None = None
+
+    @property
+    def users(self) -> int:
+        return self.statuses.total()
+
+    def count(self, fetched: Iterable[RepoState]) -> None:
+        for repo in fetched:
+            self.statuses["ok"] += 1
+            self.records.update(repo.records)
+            self.skipped += sum(repo.skipped.values())
+            self.unreadable_dates += repo.unreadable_dates
+            self.malformed += repo.malformed
+            self.bytes += repo.bytes
+
+
+class Driver:
+    def __init__(
+        self,
+        database: Database,
+        owners: HostFetchers,
+        writer: Writer,
+        progress: StatusLine,
+        wanted: Coverage,
+        plc_url: str,
+        identity_hours: float,
+    ) -> None:
+        self._database, self._owners, self._writer, self._progress = (
+            database,
+            owners,
+            writer,
+            progress,
+        )
+        self._wanted, self._plc_url = wanted, plc_url
+        self._identity_seconds = int(identity_hours * 3600)
+        self._window: dict[str, Steps] = {}
+        self._doubts: RelocationProbe[tuple[Steps, Unfinished]] = RelocationProbe()
+        self._resting: tuple[float, str] = (0.0, "")
+        self.tally = Tally()
+
+    def run(self, source: Given | EveryoneOn) -> None:
+        while True:
+            self._refill(source)
+            if not self._window and source.done:
+                return
+            for outcome in self._owners.take(_TAKE_SECONDS):
+                self._handle(outcome, source)
+            self._writer.write_due()
+            self._progress.show(self._line())
+
+    def _refill(self, source: Given | EveryoneOn) -> None:
+        if job := source.ask():
+            self._owners.submit([job])
+        while len(self._window) + _CHUNK <= WINDOW:
+            some = source.take(_CHUNK)
+            if not some:
+                return
+            self._begin(some, source.host if isinstance(source, EveryoneOn) else None)
+
+    def _begin(self, some: Sequence[User | Invalid | ListedRepo], listing: str | None) -> None:
+        for entry in some:
+            if isinstance(entry, Invalid):
+                self._refuse(entry)
+        # A user who is named twice is one user, as long as he is under way or his rows wait.
+        entries = {
+            entry.did: entry
+            for entry in some
+            if not isinstance(entry, Invalid)
+            and entry.did not in self._window
+            and entry.did not in self._writer.staged
+        }
+        states = load_repos(self._database, entries)
+        identities = load_identities(
+            self._database, entries, int(time.time()), self._identity_seconds
+        )
+        jobs: list[Job] = []
+        for did, entry in entries.items():
+            listed = entry if isinstance(entry, ListedRepo) else None
+            steps = Steps(
+                did,
+                self._wanted,
+                self._plc_url,
+                states.get(did),
+                identities.get(did),
+                listed,
+                listing,
+            )
+            self._window[did] = steps
+            jobs += self._go_on(steps, steps.begin())
+        self._owners.submit(jobs)
+
+    def _refuse(self, line: Invalid) -> None:
+        if len(self.tally.invalid) < _INVALID_KEPT:
+            self.tally.invalid.append(line)
+        self.tally.statuses["invalid_did"] += 1
+        self._writer.state(RepoState(line.did, "invalid_did", error=line.reason, synced_at=_now()))
+
+    def _handle(self, outcome: Outcome, source: Given | EveryoneOn) -> None:
+        match outcome:
+            case Staged():
+                self._stage(outcome)
+            case Resolved(job, identity):
+                self._writer.identity(identity)
+                steps = self._window[job.did]
+                self._answer_doubt(steps, identity)
+                self._owners.submit(self._go_on(steps, steps.resolved(identity)))
+            case Unchanged(job):
+                self._finish(self._window[job.did], Done(UNCHANGED))
+            case Listed() if isinstance(source, EveryoneOn):
+                source.listed(outcome)
+            case Unfinished(List()) if isinstance(source, EveryoneOn):
+                source.ended()
+                self.tally.not_listed = outcome.error
+            case Unfinished():
+                self._leave(self._window[outcome.job.did], outcome)
+
+    def _leave(self, steps: Steps, left: Unfinished) -> None:
+        if isinstance(left.job, Resolve):
+            self._answer_doubt(steps, None)
+        elif left.passing and steps.doubts(left):
+            ask = self._doubts.ask(left.job.origin, (steps, left))
+            if ask is None:
+                return
+            if not ask:
+                steps.asked_again = True
+        self._owners.submit(self._go_on(steps, steps.left(left)))
+
+    def _answer_doubt(self, steps: Steps, identity: Identity | None) -> None:
+        """Tells what has become of a user of a host that does not answer, and goes on with those who waited for it."""
+        if steps.refused is None or not steps.refused.passing:
+            return
+        host = steps.refused.job.origin
+        ask, held = self._doubts.answered(
+            host, moved=identity is not None and identity.host != host
+        )
+        jobs: list[Job] = []
+        for other, left in held:
+            other.asked_again = not ask
+            jobs += self._go_on(other, other.left(left))
+        self._owners.submit(jobs)
+
+    def _stage(self, staged: Staged) -> None:
+        self._writer.receipt(staged.receipt, staged.rows)
+        for repo in staged.receipt.repos:
+            del self._window[repo.did]
+        self.tally.count(staged.receipt.repos)
+
+    def _go_on(self, steps: Steps, step: Job | Done) -> list[Job]:
+        if isinstance(step, Done):
+            self._finish(steps, step)
+            return []
+        return [step]
+
+    def _finish(self, steps: Steps, done: Done) -> None:
+        del self._window[steps.did]
+        self.tally.statuses[done.status] += 1
+        self.tally.left += done.passing
+        before = steps.before or RepoState(steps.did)
+        if done.status != UNCHANGED:
+            known = _of(steps.identity)
+            self._writer.state(
+                with_status(replace(before, **known), done.status, done.error, _now())
+            )
+        elif before.status != "ok":
+            self._writer.state(with_status(before, "ok", None, _now()))
+
+    def _line(self) -> str:
+        now = time.monotonic()
+        if now - self._resting[0] >= _RESTING_SECONDS:
+            self._resting = now, _resting(self._owners.resting())
+        tally = self.tally
+        others = tally.users - tally.statuses["ok"] - tally.statuses[UNCHANGED]
+        return (
+            f"{tally.users:,} users: {tally.statuses['ok']:,} fetched, {tally.statuses[UNCHANGED]:,} unchanged, "
+            f"{others:,} not; {tally.records.total():,} records{self._resting[1]}"
+        )
+
+
+def _of(identity: Identity | None) -> dict[str, Any]:
+    return {"host": identity.host, "handle": identity.handle} if identity else {}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _resting(hosts: Mapping[str, float]) -> str:
+    """Nothing where no host rests."""
+    if not hosts:
+        return ""
+    first = min(hosts, key=lambda origin: hosts[origin])
+    others = f" and {len(hosts) - 1} more rest" if len(hosts) > 1 else " rests"
+    return f"; {first.rpartition('/')[2]}{others}, for {format_seconds(hosts[first])}"

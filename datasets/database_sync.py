@@ -1,0 +1,99 @@
+"""Filling the database from the lake: what the ledger of loaded label files lacks, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from datasets.database import (
+    Database,
+    RowsRefused,
+    create_label_table,
+    forget_labels,
+    load_labels,
+    loaded_files,
+)
+from datasets.errors import BadFile
+from datasets.labels.reading import PREFIX, Labels, read_labels
+from datasets.lake import Lake
+from datasets.posts import OnBadFile, raise_bad_file
+
+
+@dataclass(frozen=True)
+class OnFill:
+    """Whom to tell while label files are loaded: how many rows are loaded so far, which files cannot be
+    used (and stay missing, unless that raises), and of a file how many of its rows have no URI.
+    """
+
+    rows: Callable[[int], None] = lambda _: None
+    bad_file: OnBadFile = raise_bad_file
+    nameless: Callable[[str, int], None] = lambda _, __: None
+
+
+def missing_files(lake: Lake, labels: Labels, database: Database, *, ours_only: bool) -> list[str]:
+    """Label files of the lake that the database has not loaded; `ours_only` leaves out the group's history."""
+    loaded = loaded_files(database, labels.integration)
+    return [
+        path
+        for files in lake.partitions(labels.integration).values()
+        for path in files
+        if path not in loaded and not (ours_only and not path.rpartition("/")[2].startswith(PREFIX))
+    ]
+
+
+def fill(
+    lake: Lake, labels: Labels, database: Database, *, ours_only: bool, tell: OnFill = OnFill()
+) -> int:
+    """Loads the missing label files, each in its own transaction; the number of rows."""
+    create_label_table(database, labels.integration, labels.schema)
+    return _load_missing(lake, labels, database, tell, ours_only=ours_only)
+
+
+def rebuild(lake: Lake, labels: Labels, database: Database, tell: OnFill = OnFill()) -> int:
+    """Empties an integration's table and fills it from the lake, in one transaction; the number of rows.
+
+    Whatever ends it half-way, the table keeps the rows that it had.
+    """
+    # Not within the transaction: who makes tables in PostgreSQL keeps others from it until it ends.
+    create_label_table(database, labels.integration, labels.schema)
+    with database.transaction():
+        forget_labels(database, labels.integration)
+        return _load_missing(lake, labels, database, tell, ours_only=False)
+
+
+def _load_missing(
+    lake: Lake, labels: Labels, database: Database, tell: OnFill, *, ours_only: bool
+) -> int:
+    total = 0
+    for path in missing_files(lake, labels, database, ours_only=ours_only):
+        try:
+            total += load(lake, labels, database, [path], tell)
+        except BadFile as error:
+            tell.bad_file(error)
+        else:
+            tell.rows(total)
+    return total
+
+
+def load(
+    lake: Lake, labels: Labels, database: Database, paths: Sequence[str], tell: OnFill = OnFill()
+) -> int:
+    """Loads label files that have no post in common, in one transaction; the number of rows.
+
+    Rows without a URI are no labels and are left out. Raises BadFile for a file with rows that the
+    database cannot store.
+    """
+    files = {path: read_labels(lake, labels, path) for path in paths}
+    nameless: dict[str, int] = {path: rows["uri"].null_count for path, rows in files.items()}
+
+    try:
+        load_labels(database, labels.integration, files)
+    except RowsRefused as error:
+        if len(paths) > 1:  # one by one, to know which
+            return sum(load(lake, labels, database, [path], tell) for path in paths)
+        raise BadFile(lake.show(paths[0]), str(error)) from error
+
+    for path, count in nameless.items():
+        if count:
+            tell.nameless(lake.show(path), count)
+    return sum(map(len, files.values())) - sum(nameless.values())

@@ -1,0 +1,144 @@
+"""The phases without Ray: what leaves the input queue, and what a phase whose lock was lost may still do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from actors.integrations import resolve
+from backfill.config import Workspace
+from backfill.labels import phases
+from datasets import queues
+from datasets.errors import ConfigError
+from datasets.lake import Lake
+from datasets.locking import leases
+from datasets.locking.locks import Lock
+from datasets.schemas import POST_SCHEMA
+from tests.s3_server import BUCKET, Endpoint
+from tests.support import DAY, VALENCE, make_uri, post, write_partition
+
+NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
+QUEUE = queues.folder("input", VALENCE)
+
+
+def enqueue(lake: Lake, numbers: range, day: str = DAY) -> str:
+    rows = [{**post(n), "partition_date": day} for n in numbers]
+    return queues.enqueue(lake, VALENCE, pa.Table.from_pylist(rows, POST_SCHEMA), NOW)
+
+
+def label(root: Path, numbers: range, day: str = DAY) -> None:
+    rows = [{"uri": make_uri(n), "text": "t", "was_successfully_labeled": True} for n in numbers]
+    write_partition(root, VALENCE, day, rows, "labels-0")
+
+
+def queued(lake: Lake) -> list[str]:
+    uris = []
+    for path in lake.files(QUEUE):
+        for batch in lake.read(path, pa.schema([("uri", pa.string())])):
+            uris += batch["uri"].to_pylist()
+    return sorted(uris)
+
+
+@dataclass(frozen=True)
+class Watched(Lake):
+    """Calls back after it has listed a folder, and before it writes or deletes a file."""
+
+    on_listed: Callable[[str], None] = field(default=lambda _: None)
+    on_change: Callable[[str], None] = field(default=lambda _: None)
+
+    def files(self, path: str, suffix: str = ".parquet") -> list[str]:
+        found = super().files(path, suffix)
+        self.on_listed(path)
+        return found
+
+    def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
+        self.on_change(path)
+        super().write_bytes(path, data)
+
+    def delete(self, path: str) -> None:
+        self.on_change(path)
+        super().delete(path)
+
+
+@pytest.mark.parametrize("where", [QUEUE, f"queues/output/{VALENCE}"])
+def test_what_is_enqueued_while_a_run_removes_what_is_done_stays(
+    tmp_path: Path, where: str
+) -> None:
+    lake = Lake(str(tmp_path))
+    enqueue(lake, range(10))
+    label(tmp_path, range(8))
+    times = iter([True])
+
+    def on_listed(path: str) -> None:
+        if path == where and next(times, False):
+            enqueue(lake, range(20, 25))
+
+    phases._remove_done(Watched(str(tmp_path), on_listed=on_listed), resolve(VALENCE), None)
+    assert queued(lake) == sorted(make_uri(n) for n in [8, 9, *range(20, 25)])
+
+
+def test_a_post_that_is_queued_for_two_dates_leaves_both_segments_once_it_is_labelled(
+    tmp_path: Path,
+) -> None:
+    lake = Lake(str(tmp_path))
+    enqueue(lake, range(10))
+    enqueue(lake, range(5, 15), "2024-10-02")
+    label(tmp_path, range(10))
+    phases._remove_done(lake, resolve(VALENCE), None)
+    assert queued(lake) == sorted(make_uri(n) for n in range(10, 15))
+
+
+def test_removing_what_is_done_holds_one_segment_whatever_is_queued(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    days = [f"2024-10-{day:02}" for day in range(1, 13)]
+    for number, day in enumerate(days):
+        enqueue(lake, range(number * 2000, (number + 1) * 2000), day)
+        label(tmp_path, range(number * 2000, number * 2000 + 10), day)
+    [*_, segment] = lake.files(QUEUE)
+    with lake.open_parquet(segment) as file:
+        size = file.read().nbytes
+    before = pa.total_allocated_bytes()
+    held: list[int] = []
+    watched = Watched(
+        str(tmp_path), on_change=lambda _: held.append(pa.total_allocated_bytes() - before)
+    )
+    phases._remove_done(watched, resolve(VALENCE), None)
+    assert queues.count(lake, "input", VALENCE) == 12 * 1990
+    assert max(held) < 4 * size
+
+
+@pytest.fixture
+def s3_lake(s3: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+    """In which a holder that was not heard of for a moment counts as dead."""
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 1000.0)
+    monkeypatch.setattr(leases, "SURE_SECONDS", 0.5)
+    return Lake(f"s3://{BUCKET}/{tmp_path.name}")
+
+
+def take_over(lake: Lake, role: str, held: list[Lock]) -> None:
+    if not held:
+        held.append(Lock(lake, VALENCE, role, "next"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("role", ["run", "buffer"])
+def test_a_clear_that_was_taken_over_deletes_nothing_more(
+    s3_lake: Lake, tmp_path: Path, role: str
+) -> None:
+    for day in (DAY, "2024-10-02", "2024-10-03"):
+        enqueue(s3_lake, range(5), day)
+    held: list[Lock] = []
+    listing = Watched(
+        s3_lake.root,
+        on_listed=lambda path: take_over(s3_lake, role, held) if path == QUEUE else None,
+    )
+    workspace = Workspace(listing, "sqlite:///never-opened.db")
+    with pytest.raises(ConfigError, match=f"another run has taken over {VALENCE}"):
+        phases.clear(workspace, [resolve(VALENCE)], ["input"])
+    assert len(s3_lake.files(QUEUE)) == 3
+    held[0].release()

@@ -1,0 +1,276 @@
+"""The owner of hosts, in this process, against real servers on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from pds.fetcher import HostFetcher
+from pds.identity import document_url
+from pds.jobs import Job, List, Listed, Outcome, Resolve, Resolved, Unfinished
+from pds.settings import PdsSettings
+from tests.pds.repos import Key, make_did, make_repo, posts
+from tests.pds.servers import HTML_429, Network, Plc, Reply, network
+from tests.pds.test_throttle import most_in_a_second
+
+QUICK = PdsSettings(
+    host_qps=200,
+    connect_seconds=1,
+    read_seconds=0.5,
+    limited_seconds=0.5,
+    trouble_seconds=0.1,
+    retry_seconds=0.1,
+)
+KEY = Key.make()
+
+
+@pytest.fixture
+def net() -> Iterator[Network]:
+    with network() as found:
+        yield found
+
+
+def resolve_job(plc: Plc, number: int) -> Resolve:
+    did = make_did(number)
+    plc.add(did, KEY.did_key, "http://127.0.0.1:1")
+    return Resolve(did, plc.origin, document_url(did, plc.origin))
+
+
+async def outcomes_of(owner: HostFetcher, count: int, seconds: float = 30) -> list[Outcome]:
+    found: list[Outcome] = []
+    async with asyncio.timeout(seconds):
+        while len(found) < count:
+            found += await owner.take(1)
+    return found
+
+
+def run(jobs: Iterable[Job], settings: PdsSettings = QUICK, seconds: float = 30) -> list[Outcome]:
+    async def play() -> list[Outcome]:
+        owner = HostFetcher(settings, (), insecure=True)
+        jobs_here = list(jobs)
+        await owner.submit(jobs_here)
+        try:
+            return await outcomes_of(owner, len(jobs_here), seconds)
+        finally:
+            await owner.close()
+
+    return asyncio.run(play())
+
+
+def test_the_allowance_is_used_and_never_exceeded(net: Network) -> None:
+    net.plc.server.latency = 0.1
+    jobs = [resolve_job(net.plc, n) for n in range(60)]
+    found = run(jobs, PdsSettings(host_qps=20))
+    assert all(isinstance(outcome, Resolved) for outcome in found)
+    times = net.plc.server.times
+    assert most_in_a_second(times) <= 20
+    assert (len(times) - 1) / (times[-1] - times[0]) >= 0.9 * 20
+
+
+def limited_at_first(times: int, reply: Reply) -> Callable[[str, dict[str, str]], Reply | None]:
+    left = [times]
+
+    def fault(path: str, query: dict[str, str]) -> Reply | None:
+        left[0] -= 1
+        return reply if left[0] >= 0 else None
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("headers", "rest"),
+    [
+        ({"Content-Type": "text/html"}, 0.5),
+        ({"Retry-After": "1"}, 1.0),
+        ({"RateLimit-Reset": "1"}, 1.0),
+    ],
+)
+def test_429s_are_waited_out_and_are_no_failures(
+    net: Network, headers: dict[str, str], rest: float
+) -> None:
+    jobs = [resolve_job(net.plc, n) for n in range(12)]
+    net.plc.server.fault = limited_at_first(3, Reply(429, HTML_429, headers))
+    found = run(jobs, replace(QUICK, patience=5))
+    assert all(isinstance(outcome, Resolved) for outcome in found)
+    times = net.plc.server.times
+    pause = max(later - earlier for earlier, later in pairwise(times))
+    assert rest * 0.9 <= pause <= rest * 1.1 + 0.3
+    assert len(times) <= 12 + QUICK.in_flight
+
+
+def test_a_host_that_says_429_for_ever_is_left_for_the_next_run(net: Network) -> None:
+    jobs = [resolve_job(net.plc, n) for n in range(100)]
+    net.plc.server.fault = lambda path, query: Reply(429, HTML_429)
+    found = run(jobs, PdsSettings(host_qps=200, limited_seconds=0.2, patience=2))
+    assert {(o.status, o.passing) for o in found if isinstance(o, Unfinished)} == {
+        ("rate_limited", True)
+    }
+    assert len(found) == 100
+    assert "limits our requests" in str(found[0])
+    # The requests under way at the first 429, and one probe after each rest.
+    assert len(net.plc.server.times) <= QUICK.in_flight + 2
+
+
+def test_a_host_in_trouble_holds_up_nobody(net: Network) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{free.getsockname()[1]}"
+    other = Plc()
+    stuck = Plc()
+    stuck.server.fault = lambda path, query: Reply(
+        pieces=iter(lambda: time.sleep(0.1) or b"x", None)
+    )
+    try:
+        jobs: list[Job] = []
+        for n in range(0, 120, 4):
+            jobs += [resolve_job(net.plc, n), resolve_job(stuck, n + 1), resolve_job(other, n + 2)]
+            jobs.append(Resolve(make_did(n + 3), dead, f"{dead}/{make_did(n + 3)}"))
+        settings = PdsSettings(
+            host_qps=50, connect_seconds=1, slow_seconds=0.5, trouble_seconds=0.2
+        )
+
+        async def play() -> tuple[float, list[Outcome]]:
+            owner = HostFetcher(settings, (), insecure=True)
+            started, good, found = time.monotonic(), 0, []
+            await owner.submit(jobs)
+            while len(found) < len(jobs):
+                found += await owner.take(1)
+                good = sum(isinstance(outcome, Resolved) for outcome in found)
+                if good == 60 and not isinstance(found[-1], float):
+                    break
+            until_good = time.monotonic() - started
+            found += await outcomes_of(owner, len(jobs) - len(found))
+            await owner.close()
+            return until_good, found
+
+        until_good, found = asyncio.run(play())
+    finally:
+        other.server.close()
+        stuck.server.close()
+    # 30 requests at 50 a second, and two hosts at once.
+    assert until_good < 1.5
+    left = [outcome for outcome in found if isinstance(outcome, Unfinished)]
+    assert {(outcome.status, outcome.passing) for outcome in left} == {("unreachable", True)}
+    assert len(left) == 60
+
+
+def test_errors_of_the_host_are_tried_again_and_then_left(net: Network) -> None:
+    good, bad = resolve_job(net.plc, 1), resolve_job(net.plc, 2)
+    net.plc.server.fault = lambda path, query: Reply(502) if path.endswith(bad.did) else None
+    found = {outcome.job.did: outcome for outcome in run([good, bad])}  # type: ignore[union-attr]
+    assert isinstance(found[good.did], Resolved)
+    left = found[bad.did]
+    assert isinstance(left, Unfinished)
+    assert (left.status, left.passing) == ("unreachable", True)
+    assert "answered with 502" in left.error
+    assert net.plc.server.paths.count(f"/{bad.did}") == QUICK.attempts
+
+
+def test_an_error_that_passes_is_no_error(net: Network) -> None:
+    jobs = [resolve_job(net.plc, n) for n in range(3)]
+    net.plc.server.fault = limited_at_first(2, Reply(cut=True))
+    assert all(isinstance(outcome, Resolved) for outcome in run(jobs))
+
+
+def test_a_host_that_may_not_be_asked_is_refused_for_good(net: Network) -> None:
+    async def play() -> list[Outcome]:
+        owner = HostFetcher(QUICK, (), insecure=False)
+        await owner.submit(
+            [
+                resolve_job(net.plc, 1),
+                Resolve("did:web:localhost", "https://localhost", "https://localhost/x"),
+            ]
+        )
+        found = await outcomes_of(owner, 2)
+        await owner.close()
+        return found
+
+    for outcome in asyncio.run(play()):
+        assert isinstance(outcome, Unfinished)
+        assert (outcome.status, outcome.passing) == ("unreachable", False)
+        assert "is not asked" in outcome.error
+    assert net.plc.server.paths == []
+
+
+def test_the_pages_of_a_host(net: Network) -> None:
+    host = net.host(page=3)
+    for n in range(7):
+        net.add(make_repo(make_did(n), posts(1)), host)
+    host.refused[make_did(50)] = "RepoTakendown"
+
+    async def play() -> list[Listed]:
+        owner, pages = HostFetcher(QUICK, (), insecure=True), []
+        job: List | None = List(host.origin)
+        while job:
+            await owner.submit([job])
+            [page] = await outcomes_of(owner, 1)
+            assert isinstance(page, Listed)
+            pages.append(page)
+            job = List(host.origin, page.cursor) if page.cursor else None
+        await owner.close()
+        return pages
+
+    pages = asyncio.run(play())
+    assert [len(page.repos) for page in pages] == [3, 3, 2]
+    listed = {repo.did: repo for page in pages for repo in page.repos}
+    assert listed[make_did(50)].status == "takendown"
+    assert listed[make_did(3)].status is None
+    assert listed[make_did(3)].rev == host.repos[make_did(3)][0]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>", b"{}", b'{"repos": 5}', b'{"repos": null, "cursor": "x"}', b"[" * 9000],
+)
+def test_a_host_that_lists_nothing_that_can_be_read(net: Network, body: bytes) -> None:
+    host = net.host()
+    host.server.fault = lambda path, query: Reply(body=body)
+    [left] = run([List(host.origin)])
+    assert isinstance(left, Unfinished)
+    assert "does not list" in left.error
+
+
+def test_odd_entries_of_a_listing_are_left_out(net: Network) -> None:
+    host = net.host()
+    body = (
+        b'{"repos": [5, {}, {"did": "../../etc"}, {"did": 7}, {"did": "did:example:x"},'
+        b' {"did": "did:plc:lnadw26jdmxczzlxrsbwyhy4"},'
+        b' {"did": "did:web:x.example", "active": false, "status": ["x"]}], "cursor": 5}'
+    )
+    host.server.fault = lambda path, query: Reply(body=body)
+    [page] = run([List(host.origin)])
+    assert isinstance(page, Listed)
+    assert [(repo.did, repo.status) for repo in page.repos] == [
+        ("did:plc:lnadw26jdmxczzlxrsbwyhy4", None),
+        ("did:web:x.example", None),
+    ]
+    assert page.cursor is None
+
+
+def test_what_breaks_the_owner_reaches_who_waits() -> None:
+    async def play() -> None:
+        owner = HostFetcher(QUICK, (), insecure=True)
+        await owner.submit([Resolve("did:plc:x", "http://127.0.0.1:1", 5)])  # type: ignore[arg-type]
+        await outcomes_of(owner, 1)
+
+    with pytest.raises((TypeError, AttributeError)):
+        asyncio.run(play())
+
+
+def test_requests_that_are_redirected_to_one_host_do_not_cut_each_other_off(net: Network) -> None:
+    """The host at the end of the redirects has no jobs of its own."""
+    front = net.host()
+    jobs = [resolve_job(net.plc, n) for n in range(40)]
+    net.plc.server.latency = 0.05
+    front.server.fault = lambda path, query: Reply(302, headers={"Location": net.plc.origin + path})
+    found = run(
+        [Resolve(job.did, front.origin, job.url.replace(job.origin, front.origin)) for job in jobs]
+    )
+    assert [type(outcome) for outcome in found] == [Resolved] * 40
+    assert len(net.plc.server.paths) == 40
