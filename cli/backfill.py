@@ -15,7 +15,7 @@ from cli.run import finish, show_nameless, show_skipped
 from cli.tables import number, short, table
 
 if TYPE_CHECKING:
-    from backfill.config import Workspace
+    from backfill.workspace import Workspace
     from datasets.lake import Lake
 
 

@@ -14,7 +14,7 @@ from cli.run import summary
 from cli.tables import short
 
 if TYPE_CHECKING:
-    from backfill.config import Workspace
+    from backfill.workspace import Workspace
 
 DEMO_DIR = "./demo-data"
 _WIDTH = 80

@@ -12,8 +12,8 @@ from cli import options
 from cli.tables import table
 
 if TYPE_CHECKING:
-    from backfill.config import Workspace
     from backfill.heads.model_card import Report
+    from backfill.workspace import Workspace
 
 
 class OneIntegration(click.ParamType[str]):

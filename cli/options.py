@@ -17,8 +17,8 @@ from actors.integrations import integrations, resolve
 from datasets.errors import ConfigError
 
 if TYPE_CHECKING:
-    from backfill.config import Workspace
     from backfill.labels.post_filter import PostFilter
+    from backfill.workspace import Workspace
 
 DEFAULT_DATA_DIR = "./data"
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -191,7 +191,7 @@ def _with_all(command: Command) -> Command:
 
 
 def _workspace(given: dict[str, Any]) -> Workspace:
-    from backfill.config import open_workspace
+    from backfill.workspace import open_workspace
 
     before = click.get_current_context().find_root().obj or {}
 

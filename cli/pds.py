@@ -15,9 +15,9 @@ from datasets.repos.coverage import RECORD_TYPES
 from pds.settings import MIB, PLC_DIRECTORY, PdsSettings
 
 if TYPE_CHECKING:
-    from backfill.config import Workspace
     from backfill.repos.resolve import Unresolved
     from backfill.repos.sync import SyncOptions, SyncResult
+    from backfill.workspace import Workspace
     from datasets.repos.state import Identity
 
 EXIT_LEFT = 3

@@ -13,7 +13,7 @@ from cli.run import show_skipped
 from cli.tables import number
 
 if TYPE_CHECKING:
-    from backfill.config import Workspace
+    from backfill.workspace import Workspace
 
 
 @click.command()

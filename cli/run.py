@@ -13,9 +13,9 @@ from cli import options
 from cli.tables import number, short, table
 
 if TYPE_CHECKING:
-    from backfill.config import Workspace
     from backfill.labels.post_filter import PostFilter
     from backfill.labels.run import RunResult
+    from backfill.workspace import Workspace
 
 
 @click.command()

@@ -14,8 +14,8 @@ from cli.run import api_line, show_nameless, show_skipped
 from cli.tables import number, percent, short, table
 
 if TYPE_CHECKING:
-    from backfill.config import Workspace
     from backfill.labels.status import Status
+    from backfill.workspace import Workspace
 
 _LAST_DATES = 31
 _REASON_CHARS = 46

@@ -27,9 +27,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from actors.integrations import Integration
-from backfill.config import new_run_id
 from backfill.labels.post_filter import BadFiles
 from backfill.status_line import StatusLine
+from backfill.workspace import new_run_id
 from datasets import queues
 from datasets.errors import BackfillError, BadFile, ConfigError, from_os_error
 from datasets.labels.reading import Labels

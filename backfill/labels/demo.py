@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from actors.integrations import Integration, integrations
-from backfill.config import Workspace
+from backfill.workspace import Workspace
 from datasets.errors import ConfigError
 from datasets.labels.reading import read_labels
 from datasets.lake import FEEDS, POSTS, Lake

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from actors.integrations import Integration
-from backfill.config import Workspace
 from backfill.labels.post_filter import BadFiles, PostFilter, find_posts, unlabelled
+from backfill.workspace import Workspace
 from datasets import queues
 from datasets.lake import Lake
 from datasets.posts import Selection, UrisOf, read_part, read_uris

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from actors.buffer import FlushPolicy, LabelBuffer
 from actors.integrations import Integration
-from backfill.config import Workspace, new_run_id
 from backfill.labels.post_filter import BadFiles, unlabelled
 from backfill.labels.run import RunResult, label_all
+from backfill.workspace import Workspace, new_run_id
 from datasets import queues
 from datasets.database import label_count, open_database
 from datasets.database_sync import OnFill, fill

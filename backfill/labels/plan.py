@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from actors.integrations import Integration
-from backfill.config import Workspace
 from backfill.labels.post_filter import BadFiles, PostFilter, find_posts, unlabelled
+from backfill.workspace import Workspace
 from datasets.errors import ConfigError
 
 

@@ -16,10 +16,10 @@ from typing import Any, TextIO
 
 from actors.buffer import FlushPolicy, LabelBuffer, Receipt
 from actors.integrations import Integration, Placement
-from backfill.config import Workspace, new_run_id
 from backfill.labels.post_filter import BadFiles, PostFilter, find_posts, unlabelled
 from backfill.progress import Progress, Tally
 from backfill.ray_session import ray_running
+from backfill.workspace import Workspace, new_run_id
 from datasets.answer_store import RunScope, remove_answers
 from datasets.database import open_database, record_run
 from datasets.errors import BackfillError, ConfigError, RetryableError, our_error

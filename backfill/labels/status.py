@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.integrations import integrations
-from backfill.config import Workspace, new_run_id
 from backfill.labels.post_filter import BadFiles
+from backfill.workspace import Workspace, new_run_id
 from datasets import queues
 from datasets.database import is_there, label_count, last_runs, open_database
 from datasets.database_sync import OnFill, missing_files, rebuild

@@ -21,9 +21,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from backfill.config import Workspace, new_run_id
 from backfill.labels.post_filter import BadFiles
 from backfill.status_line import StatusLine
+from backfill.workspace import Workspace, new_run_id
 from datasets.errors import BadFile, ConfigError
 from datasets.lake import POSTS, Lake, partition_date
 from datasets.locking.locks import Lock, writing

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from backfill.config import Workspace
 from backfill.repos.steps import Done, Steps
 from backfill.repos.sync import SyncOptions, make_lake, user_origin
 from backfill.repos.users import Invalid, User, check_file, read_users
+from backfill.workspace import Workspace
 from datasets.database import Database, open_database
 from datasets.repos.state import Identity, create_tables, load_identities, save_identities
 from pds.fetcher import HostFetcher

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from backfill.config import Workspace
+from backfill.workspace import Workspace
 from datasets.boundary.secrets import redact
 from datasets.database import is_there, open_database
 from datasets.errors import ConfigError

@@ -15,13 +15,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-from backfill.config import Workspace, new_run_id
 from backfill.ray_session import ray_running
 from backfill.repos.driver import Driver, Tally
 from backfill.repos.fetchers import HostFetchers
 from backfill.repos.users import EveryoneOn, Given, check_file, read_users
 from backfill.repos.writer import Writer, say_outdated
 from backfill.status_line import StatusLine
+from backfill.workspace import Workspace, new_run_id
 from datasets.boundary.secrets import remember_url
 from datasets.database import Database, open_database
 from datasets.errors import ConfigError, from_os_error

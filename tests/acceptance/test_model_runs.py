@@ -17,9 +17,9 @@ import pytest
 
 from actors.integrations import resolve
 from backfill import progress
-from backfill.config import open_workspace
 from backfill.labels.post_filter import BadFiles, PostFilter
 from backfill.labels.run import run
+from backfill.workspace import open_workspace
 from tests import models
 from tests.support import (
     DAY,

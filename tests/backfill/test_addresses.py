@@ -8,7 +8,8 @@ import pytest
 
 from actors.remote.answer_cache import store_path
 from backfill.addresses import database_at, file_at, lake_at
-from backfill.config import load_config, open_workspace
+from backfill.config import load_config
+from backfill.workspace import open_workspace
 from cli.__main__ import main
 from datasets.errors import ConfigError
 from datasets.lake import Lake

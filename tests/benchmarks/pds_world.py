@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from backfill.config import open_workspace
 from backfill.repos.resolve import resolve
 from backfill.repos.sync import SyncOptions, SyncResult, sync
+from backfill.workspace import open_workspace
 from pds.settings import PdsSettings
 from tests.pds.repos import make_did, make_repo, posts, tid
 from tests.pds.servers import HTML_429, Network, Pds, Reply

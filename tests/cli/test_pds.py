@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from backfill.config import open_workspace
+from backfill.workspace import open_workspace
 from cli.__main__ import main
 from cli.pds import _options
 from datasets.errors import ConfigError

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from actors.integrations import resolve
-from backfill.config import Workspace
 from backfill.labels import phases
+from backfill.workspace import Workspace
 from datasets import queues
 from datasets.errors import ConfigError
 from datasets.lake import Lake

@@ -15,13 +15,14 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from actors.buffer import FlushPolicy
 from actors.integrations import resolve
-from backfill.config import RunSettings, Workspace, open_workspace
+from backfill.config import RunSettings
 from backfill.labels import phases
 from backfill.labels.enqueue import enqueue
 from backfill.labels.plan import plan
 from backfill.labels.post_filter import BadFiles, PostFilter, find_posts
 from backfill.labels.run import RunResult, label_all, run
 from backfill.labels.status import rebuild_database, status
+from backfill.workspace import Workspace, open_workspace
 from datasets.errors import BadFile, ConfigError
 from datasets.locking.locks import Lock
 from datasets.posts import Selection, no_uris

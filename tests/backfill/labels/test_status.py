@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from actors.integrations import resolve
-from backfill.config import Workspace, open_workspace
 from backfill.labels.status import rebuild_database
+from backfill.workspace import Workspace, open_workspace
 from cli.__main__ import main
 from datasets import queues
 from datasets.labels.writing import stage

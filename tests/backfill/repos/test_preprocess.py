@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from backfill.config import Workspace, open_workspace
 from backfill.labels.post_filter import BadFiles, PostFilter, find_posts
 from backfill.repos import preprocess as module
 from backfill.repos.preprocess import PreprocessResult, preprocess
+from backfill.workspace import Workspace, open_workspace
 from datasets.errors import BadFile, ConfigError
 from datasets.lake import POSTS, Lake
 from datasets.locking import leases
