@@ -17,6 +17,7 @@ from typing import Any
 
 from datasets import responses as table
 from datasets.errors import ConfigError, FatalError
+from datasets.locks import overlap
 from datasets.queues import digest
 from datasets.responses import RunScope
 
@@ -87,27 +88,26 @@ class ResponseStore:
         self._path, self._end, self._silent_seconds, self._clock, self._wall = path, end, silent_seconds, clock, wall
         self._connection: sqlite3.Connection | None = None
         self._claims: dict[str, tuple[str, str | None]] = {}  # key → actor, and which claim of it
-        self._actors: dict[str, tuple[float, str]] = {}  # → when it was last heard, its life
-        self._runs: dict[str, float] = {}  # → when it was last heard
-        self._left: set[str] = set()
+        self._actors: dict[str, tuple[float, Asker]] = {}  # → when it was last heard, and as whom
+        self._runs: dict[str, tuple[float, RunScope]] = {}  # → when it was last heard
+        self._over: set[str] = set()  # runs
         self._heard = clock()  # anybody
         self._committing = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
         self._puts = 0
 
-    async def join(self, run_id: str) -> None:
+    async def join(self, scope: RunScope) -> None:
         """A run begins. Raises ConfigError where answers can't be kept."""
-        self._hear(Asker(scope=RunScope(run_id)))
+        self._hear(Asker(scope=scope))
         _ = self._database
 
     async def leave(self, scope: RunScope, *, staged: bool) -> int:
         """A run ends: how many others still use this store. Its answers go if all its labels are `staged`."""
         if staged:
             await self._commit(table.delete_staged, scope)
-        self._runs.pop(scope.run_id, None)
-        self._left.add(scope.run_id)
+        self._end_run(scope.run_id)
         now = self._clock()
-        others = sum(now - heard <= CLAIM_SECONDS for heard in self._runs.values())
+        others = sum(now - heard <= CLAIM_SECONDS for heard, _ in self._runs.values())
         if not others and self._connection:
             async with self._committing:
                 self._connection.close()
@@ -134,7 +134,7 @@ class ResponseStore:
                     earlier.add(key)
                 if change:
                     used.append((*change, key))
-            elif self._is_free(key, asker.actor, number):
+            elif asker.scope.run_id not in self._over and self._is_free(key, asker.actor, number):
                 self._claims[key] = asker.actor, number
                 mine.append(key)
         if used:
@@ -185,15 +185,26 @@ class ResponseStore:
         await self._commit(table.forget, [(key, asker.scope.run_id) for key in keys])
 
     def _hear(self, asker: Asker) -> None:
-        now = self._clock()
-        if self._actors.get(asker.actor, (0.0, asker.life))[1] != asker.life:
-            self._claims = {key: claim for key, claim in self._claims.items() if claim[0] != asker.actor}
-        self._actors[asker.actor] = now, asker.life
+        now, scope = self._clock(), asker.scope
         self._heard = now
-        if asker.scope.run_id not in self._left:  # an actor of it may outlive it by a moment
-            self._runs[asker.scope.run_id] = now
         if self._end and self._watching is None:
             self._watching = asyncio.create_task(self._watch())
+        if asker.actor in self._actors and self._actors[asker.actor][1].life != asker.life:
+            self._claims = {key: claim for key, claim in self._claims.items() if claim[0] != asker.actor}
+        self._actors[asker.actor] = now, asker
+        if scope.run_id in self._over:  # an actor may outlive its run by a moment
+            return
+        if scope.run_id not in self._runs:
+            # Runs lock their dates: one that had some of these was killed.
+            for other in [run for run, (_, its) in self._runs.items() if overlap(its.dates, scope.dates)]:
+                self._end_run(other)
+        self._runs[scope.run_id] = now, scope
+
+    def _end_run(self, run_id: str) -> None:
+        self._runs.pop(run_id, None)
+        self._over.add(run_id)
+        actors = {actor for actor, (_, asker) in self._actors.items() if asker.scope.run_id == run_id}
+        self._claims = {key: claim for key, claim in self._claims.items() if claim[0] not in actors}
 
     async def _watch(self) -> None:
         while self._clock() - self._heard <= self._silent_seconds:
@@ -242,7 +253,7 @@ def store_calls(address: StoreAddress) -> Callable[..., Any]:
 
 
 def join_store(address: StoreAddress) -> None:
-    asyncio.run(store_calls(address)("join", address.scope.run_id))
+    asyncio.run(store_calls(address)("join", address.scope))
 
 
 def leave_store(address: StoreAddress, *, staged: bool) -> None:
