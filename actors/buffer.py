@@ -177,8 +177,22 @@ class LabelBuffer:
         """On the first call, because until then the driver may still be reading what recovery would move."""
         if self._lock:
             return self._lock
+        lock = Lock(self._lake, self._labels.integration, "buffer", self._run_id, _PREDECESSOR_SECONDS, self._dates)
+        try:
+            self._take_up()
+        except BaseException:
+            lock.release()
+            raise
+        self._lock = lock
+        for work in () if self._policy.never else (self._flush_until_closed, self._load_until_flushed):
+            thread = threading.Thread(target=self._work, args=(work,), name=work.__name__, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return lock
+
+    def _take_up(self) -> None:
+        """What dead runs have left, and what is durable of this one."""
         lake, labels, policy = self._lake, self._labels, self._policy
-        self._lock = Lock(lake, labels.integration, "buffer", self._run_id, _PREDECESSOR_SECONDS, self._dates)
         with Lock(lake, labels.integration, "recover", self._run_id, _RECOVERY_SECONDS) as recovery:
             live = live_runs(lake, labels.integration, besides=self._run_id)
             store.recover(lake, labels, live, recovery.ensure, self._skip)
@@ -195,11 +209,6 @@ class LabelBuffer:
         self._taken = dict.fromkeys([*store.flushed_batches(lake, labels, self._run_id), *mine])
         self._rows = store.count_staged(lake, labels, mine)
         self._oldest = time.monotonic() if mine else None
-        for work in () if policy.never else (self._flush_until_closed, self._load_until_flushed):
-            thread = threading.Thread(target=self._work, args=(work,), name=work.__name__, daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        return self._lock
 
     def _chunks(self, rows: Mapping[str, int]) -> Iterator[list[str]]:
         """The batches, at most the policy's rows at a time (at least one batch)."""
