@@ -103,9 +103,13 @@ def _remove_done(
     for part in _unlabelled_of(lake, integration, segments).parts:
         left.setdefault(part.path, []).append(part)
 
+    kept: set[str] = set()
     for segment in chain.from_iterable(segments.values()):
+        if segment in kept:  # what is left of another has its name: the same posts, enqueued in the same second
+            continue
         posts = [table for part in left.get(segment, ()) for table in read_part(lake, part)]
-        queues.requeue(lake, integration.name, segment, pa.concat_tables(posts) if posts else None, ensure)
+        left_in = queues.requeue(lake, integration.name, segment, pa.concat_tables(posts) if posts else None, ensure)
+        kept.update([left_in] if left_in else [])
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,20 @@ def test_a_post_that_is_queued_for_two_dates_leaves_both_segments_once_it_is_lab
     assert queued(lake) == sorted(make_uri(n) for n in range(10, 15))
 
 
+def test_what_is_left_of_one_segment_and_is_all_of_another_stays_queued(tmp_path: Path) -> None:
+    """Two that enqueue in the same second: the rest has the name of the other segment."""
+    lake = Lake(str(tmp_path))
+    first, second = sorted(
+        ((range(n), range(n - 1, n)) for n in range(2, 9)),
+        key=lambda pair: enqueue(lake, pair[0]) > enqueue(lake, pair[1]),
+    )[0]
+    queues.clear(lake, "input", VALENCE)
+    assert enqueue(lake, first) < enqueue(lake, second)
+    label(tmp_path, range(len(first) - 1))
+    phases._remove_done(lake, resolve(VALENCE), None)
+    assert queued(lake) == [make_uri(second[0])]
+
+
 def test_removing_what_is_done_holds_one_segment_whatever_is_queued(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     days = [f"2024-10-{day:02}" for day in range(1, 13)]

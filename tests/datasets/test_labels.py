@@ -330,3 +330,18 @@ def test_an_older_label_file_that_is_bad_is_named_or_gone_on_without(tmp_path: P
     assert set(skipped) == {str(bad)}
     assert queue_files(tmp_path) == []
     assert len(names_of(lake)) == 2
+
+
+def test_coverage_counts_on_when_a_retry_replaces_a_label_file_meanwhile(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    write_rejected(tmp_path, [1, 2])
+    name = stage(lake, rows([1]))
+
+    class Racing(Lake):
+        def partitions(self, dataset: str, start: str | None = None, end: str | None = None) -> dict[str, list[str]]:
+            found = super().partitions(dataset, start, end)
+            if store.staged(lake, LABELS):
+                store.flush(lake, LABELS, [name], "r1-1-1", replace=True)
+            return found
+
+    assert coverage(Racing(str(tmp_path)), LABELS, None, None) == {DAY: Coverage(1, 1, {"too long": 1})}
