@@ -134,15 +134,16 @@ def coverage(
 ) -> dict[str, Coverage]:
     """Partition date → what is labelled there, in the lake (not what is staged)."""
     found: dict[str, Coverage] = {}
-    for day, files in lake.partitions(labels.integration, start, end).items():
-        for _ in range(_LISTINGS):
+    listed = lake.partitions(labels.integration, start, end)
+    for day in list(listed):
+        for listings in reversed(range(_LISTINGS)):
             try:
-                found[day] = _covered(lake, files, on_bad)
+                found[day] = _covered(lake, listed.get(day, []), on_bad)
                 break
             except FileGone:  # a flush has replaced it: what it held is in a file that is new
-                files = lake.partitions(labels.integration, day, day).get(day, [])
-        else:
-            found[day] = _covered(lake, files, on_bad)
+                if not listings:
+                    raise
+                listed[day] = lake.partitions(labels.integration, day, day).get(day, [])
     return found
 
 

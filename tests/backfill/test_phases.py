@@ -93,10 +93,8 @@ def test_a_post_that_is_queued_for_two_dates_leaves_both_segments_once_it_is_lab
 def test_what_is_left_of_one_segment_and_is_all_of_another_stays_queued(tmp_path: Path) -> None:
     """Two that enqueue in the same second: the rest has the name of the other segment."""
     lake = Lake(str(tmp_path))
-    first, second = sorted(
-        ((range(n), range(n - 1, n)) for n in range(2, 9)),
-        key=lambda pair: enqueue(lake, pair[0]) > enqueue(lake, pair[1]),
-    )[0]
+    pairs = [(range(n), range(n - 1, n)) for n in range(2, 9)]
+    first, second = next((one, other) for one, other in pairs if enqueue(lake, one) < enqueue(lake, other))
     queues.clear(lake, "input", VALENCE)
     assert enqueue(lake, first) < enqueue(lake, second)
     label(tmp_path, range(len(first) - 1))

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,6 @@ def test_a_flush_that_is_cut_off_at_any_moment_is_finished(tmp_path: Path, *, cr
 def test_a_damaged_record_is_named(place: tuple[Lake, Database], path: str, content: bytes) -> None:
     lake, database = place
     lake.write_bytes(path, content)
+    look = staged if path.endswith("r1.json") else partial(recover, database=database)
     with pytest.raises(ConfigError, match=rf"{path} is not a record of `pds sync` .*; move it .*elsewhere"):
-        recover(lake, database)
-        staged(lake)
+        look(lake)
