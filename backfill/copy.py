@@ -126,7 +126,7 @@ class _Copying:
         # First what is staged: what a flush moves meanwhile is then seen twice, and never missed.
         waiting = UriIndex(self.target, {_STAGED: self.target.files(self.labels.queue)}, every_hash, may_go=True)
         there = self.target.partitions(self.labels.integration)
-        labelled = UriIndex(self.target, there, every_hash)
+        labelled = UriIndex(self.target, there, every_hash, self.bad_files)
         found = UriIndex(self.source, days, repeated_hashes, self.bad_files)
         bad: set[str] = set()
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from actors.buffer import FlushPolicy, LabelBuffer
 from actors.integrations import Integration
 from backfill.config import Workspace, new_run_id
-from backfill.run import RunResult, label_all
+from backfill.run import RunResult, label_all, recover
 from backfill.scope import BadFiles, unlabelled
 from datasets import labels as store
 from datasets import queues
@@ -23,7 +23,7 @@ from datasets.errors import BadFile, ConfigError
 from datasets.lake import Lake
 from datasets.locks import Lock
 from datasets.mirror import OnFill, fill
-from datasets.posts import Part, Selection, Sources, read_part, select
+from datasets.posts import OnBadFile, Part, Selection, Sources, raise_bad_file, read_part, select
 
 
 def run_queued(
@@ -103,9 +103,13 @@ def _remove_done(
     for part in _unlabelled_of(lake, integration, segments).parts:
         left.setdefault(part.path, []).append(part)
 
+    kept: set[str] = set()
     for segment in chain.from_iterable(segments.values()):
+        if segment in kept:  # what is left of another has its name: the same posts, enqueued in the same second
+            continue
         posts = [table for part in left.get(segment, ()) for table in read_part(lake, part)]
-        queues.requeue(lake, integration.name, segment, pa.concat_tables(posts) if posts else None, ensure)
+        left_in = queues.requeue(lake, integration.name, segment, pa.concat_tables(posts) if posts else None, ensure)
+        kept.update([left_in] if left_in else [])
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,10 @@ def write(place: Workspace, chosen: Sequence[Integration], bad_files: BadFiles |
             waiting = store.count_staged(place.lake, labels, store.staged(place.lake, labels))
             moved[integration.name] = sum(waiting.values())
             lock.ensure()
-            LabelBuffer(place.lake, integration.name, run_id, place.database_url, policy).close()
+            buffer = LabelBuffer(place.lake, integration.name, run_id, place.database_url, policy)
+            buffer.close()
+            for error in buffer.skipped():
+                bad_files(error)
         database = stack.enter_context(closing(open_database(place.database_url)))
         for integration in chosen:
             found = nameless[integration.name] = {}
@@ -148,14 +155,24 @@ def write(place: Workspace, chosen: Sequence[Integration], bad_files: BadFiles |
         return {name: Written(rows, label_count(database, name), nameless[name]) for name, rows in moved.items()}
 
 
-def clear(place: Workspace, chosen: Sequence[Integration], kinds: Sequence[queues.Kind]) -> dict[str, int]:
-    """Deletes the segments of the queues, labelled or not; how many, by the queue's folder."""
+def clear(
+    place: Workspace, chosen: Sequence[Integration], kinds: Sequence[queues.Kind], on_bad: OnBadFile = raise_bad_file
+) -> dict[str, int]:
+    """Deletes the segments of the queues, labelled or not; how many, by the queue's folder.
+
+    A flush that was cut off is finished first: half of it would stay in the lake, and posts have two rows.
+    `on_bad` is given label files that this needs and that cannot be read.
+    """
     cleared = {}
     for integration in chosen:
         name, run_id = integration.name, new_run_id()
-        with Lock(place.lake, name, "run", run_id) as run, Lock(place.lake, name, "buffer", run_id, 60.0) as buffer:
+        with ExitStack() as stack:
+            locks = [stack.enter_context(Lock(place.lake, name, "run", run_id))]
+            if "output" in kinds:
+                recover(place.lake, integration.labels, run_id, on_bad=on_bad)
+            locks.append(stack.enter_context(Lock(place.lake, name, "buffer", run_id, 60.0)))
 
-            def ensure(locks: Sequence[Lock] = (run, buffer)) -> None:
+            def ensure(locks: Sequence[Lock] = locks) -> None:
                 for lock in locks:
                     lock.ensure()
 

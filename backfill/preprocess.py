@@ -72,7 +72,7 @@ def preprocess(
     with Lock(lake, POSTS, "run", run_id) as lock, closing(progress):
         for day, paths in sorted(files.items()):
             progress.show(f"{day}: {result.read:,} raw posts read, {sum(result.written.values()):,} new ones written")
-            posts = _NewPosts(Writer(lake, POSTS, run_id, [lock]), result, day)
+            posts = _NewPosts(Writer(lake, POSTS, run_id, [lock]), result, day, bad_files)
             for path in paths:
                 try:
                     for batch in lake.read(path, _READ, _OPTIONAL):
@@ -86,9 +86,10 @@ def preprocess(
 class _NewPosts:
     """What one raw partition brings. Nearly all of it belongs to one date, a file of others' may have more."""
 
-    def __init__(self, writer: Writer, result: PreprocessResult, raw_day: str) -> None:
+    def __init__(self, writer: Writer, result: PreprocessResult, raw_day: str, bad_files: BadFiles) -> None:
         self._writer, self._lake, self._result = writer, writer.lake, result
         self._name = f"preprocessed-{writer.run_id}-{raw_day}"
+        self._bad_files = bad_files
         self._files = 0
         self._known: dict[str, list[pa.Array]] = {}
         self._pending: dict[str, list[pa.RecordBatch]] = {}
@@ -113,7 +114,7 @@ class _NewPosts:
         """The first of each URI that the partition does not have."""
         if day not in self._known:
             there = self._lake.partitions(POSTS, day, day).get(day, [])
-            self._known[day] = list(read_uris(self._lake, there).chunks)
+            self._known[day] = list(read_uris(self._lake, there, self._bad_files).chunks)
         known = pa.chunked_array(self._known[day], pa.string())
         fresh = np.zeros(len(uris), bool)
         fresh[np.unique(uris.dictionary_encode().indices.to_numpy(), return_index=True)[1]] = True

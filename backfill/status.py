@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.integrations import integrations
 from backfill.config import Workspace, new_run_id
+from backfill.run import recover
 from backfill.scope import BadFiles
 from datasets import queues
 from datasets.database import is_there, label_count, last_runs, open_database
@@ -96,6 +97,7 @@ def rebuild_database(
 ) -> dict[str, int]:
     """Fills the label tables from the lake anew; rows by integration.
 
+    Flushes that were cut off are finished first: until then, a post may have two rows in the lake.
     A table keeps the rows that it had where its rebuild does not get to its end.
     """
     place.lake.check()
@@ -103,7 +105,9 @@ def rebuild_database(
     with closing(open_database(place.database_url)) as database:
         for name, integration in integrations().items():
             told = OnFill(functools.partial(_say_rows, say, name), on_bad, on_nameless)
-            with Lock(place.lake, name, "run", new_run_id()):
+            run_id = new_run_id()
+            with Lock(place.lake, name, "run", run_id):
+                recover(place.lake, integration.labels, run_id, on_bad=on_bad)
                 rebuild(place.lake, integration.labels, database, told)
                 rows[name] = label_count(database, name)
                 say(f"{name}: {rows[name]:,} rows in the database")

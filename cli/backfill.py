@@ -144,6 +144,7 @@ def _source_lake() -> Lake:
 
 def _clear(place: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> None:
     from backfill.phases import clear
+    from backfill.scope import BadFiles
     from datasets.queues import Kind, folder
 
     kinds: list[Kind] = [kind for kind in ("input", "output") if given[f"clear_{kind}_queues"]]
@@ -151,8 +152,10 @@ def _clear(place: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> No
     question = f"Delete everything in {', '.join(names)} of {place.lake.root}?"
     if not given["yes"] and not click.confirm(question, err=True):
         raise click.UsageError("nothing was cleared, because the answer was not yes")
-    for name, count in clear(place, chosen, kinds).items():
+    bad_files = BadFiles(given["skip_bad_files"])
+    for name, count in clear(place, chosen, kinds, bad_files).items():
         click.echo(f"cleared {name}: {number(count)} segments")
+    show_skipped([str(error) for error in bad_files.skipped])
 
 
 def _enqueue(place: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> None:
@@ -179,13 +182,13 @@ def _write(place: Workspace, given: dict[str, Any]) -> None:
     from backfill.scope import BadFiles
 
     chosen = options.chosen_integrations((given["service_source_buffer"],))
+    bad_files = BadFiles(given["skip_bad_files"])
     if not given["bypass_write"]:
-        bad_files = BadFiles(given["skip_bad_files"])
         done = write(place, chosen, bad_files)
         rows = [[short(name), number(each.moved), number(each.in_database)] for name, each in done.items()]
         click.echo(table(["integration", "written", "in the database"], rows))
         show_nameless({path: count for each in done.values() for path, count in each.nameless.items()})
-        show_skipped([str(error) for error in bad_files.skipped])
     if given["clear_queue"]:
-        for name, count in clear(place, chosen, ["output"]).items():
+        for name, count in clear(place, chosen, ["output"], bad_files).items():
             click.echo(f"cleared {name}: {number(count)} segments")
+    show_skipped([str(error) for error in bad_files.skipped])

@@ -65,9 +65,10 @@ def queued_posts(lake: Lake, integration: str, since: datetime | None = None) ->
 
 def requeue(
     lake: Lake, integration: str, segment: str, posts: pa.Table | None, ensure: Callable[[], None] = lambda: None
-) -> None:
+) -> str | None:
     """Replaces a segment by what is left of it, enqueued at the same time; by nothing where nothing is left.
 
+    Returns the path of what is left: the segment's own if that is all of it, or one of the queue with just these posts.
     `ensure` is called before each write and deletion, and raises where the caller may not any more.
     """
     left = None
@@ -77,6 +78,7 @@ def requeue(
     if left != segment:
         ensure()
         lake.delete(segment)
+    return left
 
 
 def count(lake: Lake, kind: Kind, integration: str, on_bad: OnBadFile = raise_bad_file) -> int:
