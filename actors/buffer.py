@@ -46,7 +46,7 @@ class FlushPolicy:
 
     `never` leaves all in the output queue, for a write phase. `keep` leaves what is flushed in the
     queue too, for a clear phase. `replace` takes older, rejected rows of the same posts out.
-    `skip_bad_files` leaves label files that cannot be used out of the database.
+    `skip_bad_files` goes on without label files that cannot be used.
     """
 
     rows: int = 100_000
@@ -180,20 +180,43 @@ class LabelBuffer:
         return str(self._behind) if self._behind else None
 
     def skipped(self) -> list[BadFile]:
-        """Label files that the database was not filled from, after `close`."""
+        """Label files that could not be used, after `close`."""
         return list(self._skipped.values())
 
     def _open(self) -> Lock:
         """On the first call, because until then the driver may still be reading what recovery would move."""
         if self._lock:
             return self._lock
-        lake, labels, policy = self._lake, self._labels, self._policy
-        self._lock = Lock(
-            lake, labels.integration, "buffer", self._run_id, _PREDECESSOR_SECONDS, self._dates
+        lock = Lock(
+            self._lake,
+            self._labels.integration,
+            "buffer",
+            self._run_id,
+            _PREDECESSOR_SECONDS,
+            self._dates,
         )
+        try:
+            self._take_up()
+        except BaseException:
+            lock.release()
+            raise
+        self._lock = lock
+        for work in (
+            () if self._policy.never else (self._flush_until_closed, self._load_until_flushed)
+        ):
+            thread = threading.Thread(
+                target=self._work, args=(work,), name=work.__name__, daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        return lock
+
+    def _take_up(self) -> None:
+        """What dead runs have left, and what is durable of this one."""
+        lake, labels, policy = self._lake, self._labels, self._policy
         with Lock(lake, labels.integration, "recover", self._run_id, _RECOVERY_SECONDS) as recovery:
             live = live_runs(lake, labels.integration, besides=self._run_id)
-            writing.recover(lake, labels, live, recovery.ensure)
+            writing.recover(lake, labels, live, recovery.ensure, self._skip)
             if not (policy.never or policy.keep):
                 writing.drop_written(lake, labels)
             staged = writing.staged(lake, labels)
@@ -205,18 +228,12 @@ class LabelBuffer:
                 [] if policy.never else self._chunks(writing.count_staged(lake, labels, left))
             ):
                 writing.adopt(
-                    lake, labels, names, self._next_name(), keep=policy.keep, ensure=recovery.ensure
-                )
+                    lake, labels, names, self._next_name(),
+                    keep=policy.keep, ensure=recovery.ensure, on_bad=self._skip,
+                )  # fmt: skip
         self._taken = dict.fromkeys([*writing.flushed_batches(lake, labels, self._run_id), *mine])
         self._rows = writing.count_staged(lake, labels, mine)
         self._oldest = time.monotonic() if mine else None
-        for work in () if policy.never else (self._flush_until_closed, self._load_until_flushed):
-            thread = threading.Thread(
-                target=self._work, args=(work,), name=work.__name__, daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
-        return self._lock
 
     def _chunks(self, rows: Mapping[str, int]) -> Iterator[list[str]]:
         """The batches, at most the policy's rows at a time (at least one batch)."""
@@ -271,7 +288,7 @@ class LabelBuffer:
         for chunk in self._chunks(batches):
             written = writing.flush(
                 self._lake, self._labels, chunk, self._next_name(),
-                keep=self._policy.keep, replace=self._policy.replace, ensure=self._lock.ensure,
+                keep=self._policy.keep, replace=self._policy.replace, ensure=self._lock.ensure, on_bad=self._skip,
             )  # fmt: skip
             with self._changed:
                 for name in chunk:

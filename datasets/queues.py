@@ -71,9 +71,10 @@ def requeue(
     segment: str,
     posts: pa.Table | None,
     ensure: Callable[[], None] = lambda: None,
-) -> None:
+) -> str | None:
     """Replaces a segment by what is left of it, enqueued at the same time; by nothing where nothing is left.
 
+    Returns the path of what is left: the segment's own if that is all of it, or one of the queue with just these posts.
     `ensure` is called before each write and deletion, and raises where the caller may not any more.
     """
     left = None
@@ -83,6 +84,7 @@ def requeue(
     if left != segment:
         ensure()
         lake.delete(segment)
+    return left
 
 
 def count(lake: Lake, kind: Kind, integration: str, on_bad: OnBadFile = raise_bad_file) -> int:

@@ -91,6 +91,7 @@ class _State:
     written: float = 0.0
     next_request: float = 0.0
     next_token: float = 0.0
+    tokens_per_minute: float = 0.0  # of the quota that `next_token` was reckoned by
     paused_until: float = 0.0
     pause_ends: float = 0.0
     pause_seconds: float = 0.0
@@ -158,14 +159,12 @@ class Limiter:
             # after it, and that one only: being late costs no slot.
             window = max(1, int(quota.requests))
             period = max(1.0, window / quota.requests)
-            known, handed_out = dict(used), len(state.counted)
-            state.counted = sorted(
-                (counts, slot)
-                for before, slot in state.counted
-                if (counts := known.get(slot, before)) is not None
-            )
-            state.next_request -= (handed_out - len(state.counted)) * spacing
-            del state.counted[: -window - int(window * HORIZON) - count]
+            state.next_request -= _count_again(state, dict(used), now, period) * spacing
+            if state.counted:
+                # Whoever had a slower quota before was told of a later time than this one has to wait for.
+                latest = max(now, *(slot for _, slot in state.counted))
+                state.next_request = min(state.next_request, latest + spacing)
+            _owe_at(state, quota, now)
             if state.next_request < now - _CATCH_UP:
                 state.next_request = now
             paused_until = now + state.paused_until - self._clock.uptime()
@@ -191,6 +190,7 @@ class Limiter:
         """A request used so many tokens more (less, if negative) than its lease said."""
         if quota.tokens_per_minute:
             with self._state() as (state, now):
+                _owe_at(state, quota, now)
                 state.next_token += (
                     tokens * 60 * (1 + MARGIN) / (quota.tokens_per_minute * state.rate)
                 )
@@ -281,6 +281,40 @@ class Limiter:
         fresh = _State(next_request=now + _UNKNOWN, paused_until=self._clock.uptime() + pause)
         kept = ("pause_ends", "pause_seconds", "rate", "reports")
         return replace(fresh, **{name: getattr(state, name) for name in kept})
+
+
+def _count_again(
+    state: _State, known: Mapping[float, float | None], now: float, period: float
+) -> int:
+    """Of the slots handed out, those of the last `period` seconds by what is `known` of them. How many none left in.
+
+    The latest stays. One that is told of when it was let go already has left late, and counts again. A told time is
+    in the past; another would be of another machine's clock.
+    """
+    since = now - period
+    told = {
+        slot: counts
+        for slot, counts in known.items()
+        if counts is not None and since < counts <= now + MARGIN
+    }
+    every = {**{slot: before for before, slot in state.counted}, **told}
+    counted = sorted(
+        (counts, slot)
+        for slot, before in every.items()
+        if (counts := known.get(slot, before)) is not None
+    )
+    unused = sum(slot in known and known[slot] is None for _, slot in state.counted)
+    state.counted = [entry for entry in counted if entry[0] > since] or counted[-1:]
+    return unused
+
+
+def _owe_at(state: _State, quota: Quota, now: float) -> None:
+    """Where the quota of tokens is another than before, what is owed of them takes another time."""
+    if quota.tokens_per_minute:
+        before, state.tokens_per_minute = state.tokens_per_minute, quota.tokens_per_minute
+        if before:
+            owed = max(0.0, state.next_token - now)
+            state.next_token = now + min(LONGEST_PAUSE, owed * before / quota.tokens_per_minute)
 
 
 def _answered(counts: Mapping[str, float]) -> int:

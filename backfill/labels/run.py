@@ -24,8 +24,10 @@ from datasets.answer_store import RunScope, remove_answers
 from datasets.database import open_database, record_run
 from datasets.errors import BackfillError, ConfigError, RetryableError, our_error
 from datasets.labels import writing
+from datasets.labels.reading import Labels
+from datasets.lake import Lake
 from datasets.locking.locks import ALL_DATES, Dates, Lock, live_runs
-from datasets.posts import Selection
+from datasets.posts import OnBadFile, Selection, raise_bad_file
 from datasets.queues import digest
 
 # Finds the posts of each integration: called once the integrations are locked and recovered.
@@ -85,7 +87,17 @@ def run(
         replace=scope.retry_rejected, skip_bad_files=bad_files.skip,
     )  # fmt: skip
     selection = {**scope.as_dict(), "integrations": [integration.name for integration in chosen]}
-    result = label_all(workspace, chosen, find, policy, "run", selection, stream, dates=scope.dates)
+    result = label_all(
+        workspace,
+        chosen,
+        find,
+        policy,
+        "run",
+        selection,
+        stream,
+        dates=scope.dates,
+        on_bad=bad_files,
+    )
     result.skipped = list(dict.fromkeys(map(str, [*bad_files.skipped, *result.skipped])))
     return result
 
@@ -100,10 +112,11 @@ def label_all(
     stream: TextIO,
     after: Callable[[Mapping[str, Lock]], None] = lambda _: None,
     dates: Dates = ALL_DATES,
+    on_bad: OnBadFile = raise_bad_file,
 ) -> RunResult:
     """Labels what `find` finds, then does `after`, while the integrations are locked for the partition dates.
 
-    `after` is given the locks, by the names of the integrations.
+    `after` is given the locks, by the names of the integrations; `on_bad` label files that cannot be read.
 
     Everything that may refuse does so before anything is touched.
     """
@@ -128,7 +141,7 @@ def label_all(
             for i in chosen
         }
         for integration in chosen:
-            _recover(workspace, integration, run_id, dates)
+            recover(workspace.lake, integration.labels, run_id, dates, on_bad)
         progress = stack.enter_context(Progress(stream, result.tallies))
         _note_run(workspace, record, progress)
         try:
@@ -170,15 +183,24 @@ def _scope(run_id: str, command: str, selection: Mapping[str, Any], dates: Dates
     )
 
 
-def _recover(workspace: Workspace, integration: Integration, run_id: str, dates: Dates) -> None:
-    """Before posts are looked for, so that what it moves is found. The buffer of a killed run has to end first."""
-    lake, name = workspace.lake, integration.name
+def recover(
+    lake: Lake,
+    labels: Labels,
+    run_id: str,
+    dates: Dates = ALL_DATES,
+    on_bad: OnBadFile = raise_bad_file,
+) -> None:
+    """Finishes the flushes of dead runs, for a caller that holds the lock `run` of these dates.
+
+    Before posts are looked for, so that what it moves is found. The buffer of a killed run has to end first.
+    """
+    name = labels.integration
     with (
         Lock(lake, name, "buffer", run_id, 60.0, dates),
         Lock(lake, name, "recover", run_id, 600.0) as recovery,
     ):
         writing.recover(
-            lake, integration.labels, live_runs(lake, name, besides=run_id), recovery.ensure
+            lake, labels, live_runs(lake, name, besides=run_id), recovery.ensure, on_bad
         )
 
 

@@ -19,8 +19,8 @@ _PAUSE_SECONDS = 5.0
 def why_waiting(api: Activity | None) -> str:
     """For an integration of this driver that has not had a batch acknowledged for long; `api`, where it asks one."""
     from ray._private.state import (
-        state,
-    )  # as Ray's own libraries ask; there is no public way without a dashboard
+        state,  # as Ray's own libraries ask; there is no public way without a dashboard
+    )
 
     job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
     actors = [

@@ -3,7 +3,7 @@
 A post goes under the date of its `created_at`, and is left out where its text is blank or its URI
 is in that partition already. Running it again adds nothing, and after a kill the rest. It adds
 only: a post that was deleted from its repository stays among the preprocessed ones. On S3, one that
-was stopped for long and overtaken by another takes back what it was writing.
+was stopped for long may be overtaken by another (backfill/overtaken.py).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from backfill.labels.post_filter import BadFiles
+from backfill.overtaken import Writer
 from backfill.status_line import StatusLine
 from backfill.workspace import Workspace, new_run_id
 from datasets.errors import BadFile, ConfigError
-from datasets.lake import POSTS, Lake, partition_date
-from datasets.locking.locks import Lock, writing
+from datasets.lake import POSTS, partition_date
+from datasets.locking.locks import Lock
 from datasets.posts import read_uris
 from datasets.repos.raw_records import RAW
 from datasets.schemas import PARTITION_DATE
@@ -78,7 +79,7 @@ def preprocess(
             progress.show(
                 f"{day}: {result.read:,} raw posts read, {sum(result.written.values()):,} new ones written"
             )
-            posts = _NewPosts(lake, result, lock, f"{run_id}-{day}")
+            posts = _NewPosts(Writer(lake, POSTS, run_id, [lock]), result, day, bad_files)
             for path in paths:
                 try:
                     for batch in lake.read(path, _READ, _OPTIONAL):
@@ -92,8 +93,12 @@ def preprocess(
 class _NewPosts:
     """What one raw partition brings. Nearly all of it belongs to one date, a file of others' may have more."""
 
-    def __init__(self, lake: Lake, result: PreprocessResult, lock: Lock, name: str) -> None:
-        self._lake, self._result, self._lock, self._name = lake, result, lock, name
+    def __init__(
+        self, writer: Writer, result: PreprocessResult, raw_day: str, bad_files: BadFiles
+    ) -> None:
+        self._writer, self._lake, self._result = writer, writer.lake, result
+        self._name = f"preprocessed-{writer.run_id}-{raw_day}"
+        self._bad_files = bad_files
         self._files = 0
         self._known: dict[str, list[pa.Array]] = {}
         self._pending: dict[str, list[pa.RecordBatch]] = {}
@@ -120,7 +125,7 @@ class _NewPosts:
         """The first of each URI that the partition does not have."""
         if day not in self._known:
             there = self._lake.partitions(POSTS, day, day).get(day, [])
-            self._known[day] = list(read_uris(self._lake, there).chunks)
+            self._known[day] = list(read_uris(self._lake, there, self._bad_files).chunks)
         known = pa.chunked_array(self._known[day], pa.string())
         fresh = np.zeros(len(uris), bool)
         fresh[np.unique(uris.dictionary_encode().indices.to_numpy(), return_index=True)[1]] = True
@@ -136,8 +141,8 @@ class _NewPosts:
                 "preprocessing_timestamp", pa.repeat(pa.scalar(now), len(posts))
             )
             self._files += 1
-            path = f"{POSTS}/cache/{PARTITION_DATE}={day}/preprocessed-{self._name}-{self._files}.parquet"
-            with writing(self._lake, path, [self._lock]):
+            path = f"{POSTS}/cache/{PARTITION_DATE}={day}/{self._name}-{self._files}.parquet"
+            with self._writer.writing(path, day, posts["uri"]):
                 self._lake.write_parquet(path, posts.select(_WRITTEN.names))
             self._result.written[day] += len(posts)
         self._pending, self._rows = {}, 0

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.database import Database
+from datasets.errors import ConfigError
 from datasets.lake import Lake
 from datasets.repos.coverage import RECORD_TYPES, contains
 from datasets.repos.state import RepoState, batches, forget_batch, load_repos, save_repos
@@ -169,7 +170,7 @@ def recover(lake: Lake, database: Database, ensure: Callable[[], None] = lambda:
     lake.sweep(STAGED)
     for path in lake.files(STAGED, ".json"):
         if "/flush-" in path:
-            _finish(lake, database, json.loads(lake.read_bytes(path)), ensure)
+            _finish(lake, database, _load(lake, path, "batch", "receipts", "replaced"), ensure)
     in_lake = {_stem(path) for path in lake.files(MANIFESTS, ".json")}
     known = batches(database)
     for batch in in_lake - known:
@@ -196,6 +197,7 @@ def _finish(
         ]
         files: list[str] = []
         for number, rows in enumerate(_groups(lake, receipts, taken)):
+            ensure()
             files += _write_files(lake, rows, f"pds-{batch}-{number}.parquet")
         for earlier, dids in intent["replaced"].items():
             ensure()
@@ -300,7 +302,12 @@ class _Manifest:
 
 def _manifest(lake: Lake, batch: str) -> _Manifest:
     path = f"{MANIFESTS}/{batch}.json"
-    content = json.loads(lake.read_bytes(path)) if lake.exists(path) else {"files": [], "repos": []}
+    if not lake.exists(path):
+        return _Manifest([], [])
+    # Its files are in nobody's manifest then, and its repositories are fetched anew.
+    content = _load(
+        lake, path, "files", "repos", besides=f" and all pds-{batch}-*.parquet of {RAW}"
+    )
     return _Manifest(content["files"], [RepoState.from_json(repo) for repo in content["repos"]])
 
 
@@ -314,9 +321,23 @@ def _write_manifest(lake: Lake, batch: str, manifest: _Manifest) -> None:
 
 
 def _receipt(lake: Lake, path: str) -> Receipt:
-    content = json.loads(lake.read_bytes(path))
+    content = _load(lake, path, "segments", "repos")
     repos = tuple(RepoState.from_json(repo) for repo in content["repos"])
     return Receipt(_stem(path), tuple(content["segments"]), repos, content.get("replaces", {}))
+
+
+def _load(lake: Lake, path: str, *names: str, besides: str = "") -> dict[str, Any]:
+    """A record that has these entries. Raises ConfigError for any other file; `besides` is about it alone."""
+    try:
+        record = json.loads(lake.read_bytes(path))
+        if not isinstance(record, dict) or not set(names) <= record.keys():
+            raise ValueError("it has not what a record has")
+    except ValueError as error:
+        raise ConfigError(
+            f"{lake.show(path)} is not a record of `pds sync` ({error}); "
+            f"move it{besides} elsewhere and run the same command again"
+        ) from error
+    return record
 
 
 def _all_there(lake: Lake, receipt: Receipt) -> bool:

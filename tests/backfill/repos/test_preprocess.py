@@ -246,6 +246,18 @@ def test_a_bad_file_is_named_and_may_be_skipped(tmp_path: Path) -> None:
     assert found(tmp_path) == [("2024-10-02", make_uri(2))]
 
 
+def test_a_bad_file_of_preprocessed_posts_keeps_no_raw_post_out(tmp_path: Path) -> None:
+    days = ["2024-10-01", "2024-10-02"]
+    raw(tmp_path, "post", days[0], [entry(n, day) for n, day in enumerate(days)])
+    bad = write_posts(tmp_path, days[0], [{"uri": make_uri(9), "text": "t"}], "bad")
+    bad.write_bytes(b"PAR1")
+    with pytest.raises(BadFile, match=r"bad\.parquet"):
+        run(tmp_path)
+    run(tmp_path, skip=True)
+    bad.unlink()
+    assert found(tmp_path) == [(day, make_uri(n)) for n, day in enumerate(days)]
+
+
 def test_nothing_to_preprocess(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run `pds sync` first"):
         run(tmp_path)

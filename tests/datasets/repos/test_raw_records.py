@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from backfill.repos.writer import say_outdated
 from datasets.database import Database, open_database
+from datasets.errors import ConfigError
 from datasets.lake import Lake
 from datasets.repos import raw_records
 from datasets.repos.coverage import RECORD_TYPES, Coverage, covering
@@ -363,3 +365,17 @@ def test_a_flush_that_is_cut_off_at_any_moment_is_finished(
         database.close()
         moments += 1
     assert moments > 12
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff"])
+@pytest.mark.parametrize(
+    "path", ["queues/pds/flush-b1.json", "queues/pds/r1.json", "raw_sync/_batches/b1.json"]
+)
+def test_a_damaged_record_is_named(place: tuple[Lake, Database], path: str, content: bytes) -> None:
+    lake, database = place
+    lake.write_bytes(path, content)
+    look = staged if path.endswith("r1.json") else partial(recover, database=database)
+    with pytest.raises(
+        ConfigError, match=rf"{path} is not a record of `pds sync` .*; move it .*elsewhere"
+    ):
+        look(lake)
