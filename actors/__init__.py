@@ -1,0 +1,1 @@
+"""What runs as a Ray actor or inside one: classifier pool, label buffer, models, API clients."""

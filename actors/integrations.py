@@ -1,7 +1,8 @@
-"""The registry of integrations. A new one is a file in `actors/classifiers/` and a line here.
+"""The registry of integrations.
 
-Columns, tables, queues, choices on the command line, settings and status follow from it. Nothing
-heavy is imported here: `--help` reads the registry too.
+To add one, write a module in `actors/classifiers/` and add a line to `_REGISTRY`. Columns, tables,
+queues, command-line choices, settings and status follow from it. Nothing heavy is imported here,
+because `--help` reads the registry too.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
+from actors.contract import Classifier
+from actors.models.contract import LocalModel
 from datasets.boundary.secrets import remember_environment
-from datasets.errors import ConfigError, RejectedPost, RetryableError
+from datasets.errors import ConfigError
 
 if TYPE_CHECKING:
     from actors.remote.protocol import Remote
@@ -22,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class Environment(dict[str, str]):
-    """Values from the driver's environment on their way to the actors. Some are secrets: it shows none of them."""
+    """Environment variables of the driver on their way to the actors.
+
+    Some are secrets, so its representation shows names only.
+    """
 
     def __repr__(self) -> str:
         return f"Environment of {', '.join(sorted(self)) or 'nothing'}"
@@ -30,83 +36,81 @@ class Environment(dict[str, str]):
     __str__ = __repr__
 
 
-# What became of one post: its values for the integration's own columns, or why there are none.
-Outcome = Mapping[str, Any] | RejectedPost | RetryableError
-# What an actor of the integration mostly uses: one processor; a model's device, which is a GPU where
-# there is one; or someone else's quota.
+# The resource that an actor of the integration mostly uses: one processor, the device of a local
+# model (a GPU if there is one), or the quota of a remote API.
 Placement = Literal["cpu", "model", "api"]
-
-
-class Classifier(Protocol):
-    """A loaded model, or the client of one. `model` and `revision` go into every label row."""
-
-    model: str
-    revision: str
-
-    def classify(self, texts: Sequence[str]) -> Sequence[Outcome]:
-        """One outcome a text, in the order of the texts.
-
-        A post's failure is an outcome. Raises FatalError where no post can be labelled. Any other
-        exception is taken for the fault of one of the texts, which is then searched for.
-        """
 
 
 @dataclass(frozen=True)
 class NoSettings:
-    """For an integration that has nothing to set."""
-
-
-def _no_check(settings: Any) -> None:
-    return None
-
-
-def _no_load(settings: Any) -> Classifier:
-    raise ConfigError("this integration has no model of its own; it asks an API")
+    """For an integration that has no settings."""
 
 
 @dataclass(frozen=True)
 class Integration:
-    """`columns` are the label columns of its own: name → float64, int64, bool or string.
+    """One classifier of posts, and the table of its labels.
 
-    `load` runs once in each actor and imports what it needs there. `check` runs in the driver
-    before anything starts and raises ConfigError. `settings` is a frozen dataclass: its fields are
-    the keys that the integration's table in `backfill.toml` may have, and their defaults.
+    `columns` are its own label columns: name → float64, int64, bool or string. `settings` is a
+    frozen dataclass: its fields are the keys and defaults of the integration's table in
+    `backfill.toml`.
 
-    Where `placement` is `api`, `remote` takes the place of `load` and of `check`: it says which API
-    is asked, from the settings and the environment variables named in `environment`, and raises
-    ConfigError where one that it needs is not set.
+    `placement` decides from the settings what labels the posts:
 
-    `outputs` are what a local model has to tell apart, `groups` those of them that exclude each
-    other, and `targets` what a row of hand labels teaches each: that is what heads are trained by.
-    `unused` says why a label of such a row teaches nothing, None where all do.
+    - `cpu`: the classifier that `make_classifier` returns. It runs once in each actor, and imports
+      what it needs there.
+    - `model`: the back end that the settings name, for the `local_model` that is declared here.
+    - `api`: the API that `remote` returns, given the settings and the environment variables named
+      in `environment`. It raises ConfigError if a variable that it needs is not set.
+
+    `targets` returns what a row of hand labels teaches each output of the local model: a number
+    from 0 to 1, or None for nothing. `unused` returns why a label in such a row is ignored, or None
+    if none is.
     """
 
     name: str
     alias: str
     columns: Mapping[str, str]
-    load: Callable[[Any], Classifier] = _no_load
     settings: type = NoSettings
-    check: Callable[[Any], None] = _no_check
     placement: Callable[[Any], Placement] = lambda settings: "cpu"
+    make_classifier: Callable[[], Classifier] | None = None
+    local_model: LocalModel | None = None
     remote: Callable[[Any, Environment], Remote] | None = None
     environment: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-    groups: tuple[tuple[str, ...], ...] = ()
     targets: Callable[[Mapping[str, Any]], Mapping[str, float | None]] | None = None
     unused: Callable[[Mapping[str, Any]], str | None] | None = None
 
+    def check_settings(self, settings: Any) -> None:
+        """Raises ConfigError if the integration cannot run here with these settings.
+
+        It runs in the driver before anything starts, and loads no model.
+        """
+        placement = self.placement(settings)
+        if placement == "api" and self.remote:
+            self.remote(settings, self.read_environment())
+        if placement == "model":
+            from actors.models.backends import check_model
+
+            check_model(settings.backend, settings, self.name)
+
+    def load(self, settings: Any) -> Classifier:
+        """Loads the classifier that runs in this process. Raises ConfigError if it cannot."""
+        if self.placement(settings) == "model":
+            from actors.models.local_classifier import load_classifier
+
+            assert self.local_model
+            return load_classifier(settings.backend, settings, self.name, self.local_model)
+
+        if self.make_classifier is None:
+            raise ConfigError("this integration has no model of its own; it asks an API")
+        return self.make_classifier()
+
     def read_environment(self) -> Environment:
+        """The integration's environment variables that are set."""
         found = Environment(
             {name: os.environ[name] for name in self.environment if os.environ.get(name)}
         )
         remember_environment(found)
         return found
-
-    def check_settings(self, settings: Any) -> None:
-        """Raises ConfigError where the integration cannot run as it is set, here and now."""
-        self.check(settings)
-        if self.placement(settings) == "api" and self.remote:
-            self.remote(settings, self.read_environment())
 
     @property
     def labels(self) -> Labels:
@@ -115,8 +119,18 @@ class Integration:
 
         return Labels(self.name, label_schema(self.columns))
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs of its local model, if it has one."""
+        return self.local_model.outputs if self.local_model else ()
 
-# The registry: one line an integration, in the order in which commands show them.
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The mutually exclusive outputs of its local model."""
+        return self.local_model.groups if self.local_model else ()
+
+
+# The registry: one line per integration, in the order in which commands show them.
 _REGISTRY = (
     "actors.classifiers.perspective",
     "actors.classifiers.sociopolitical",
@@ -132,18 +146,19 @@ def _registry() -> tuple[Integration, ...]:
 
 
 def integrations() -> dict[str, Integration]:
-    """Name → integration, in the order of the registry."""
+    """Integrations by name, in the order of the registry."""
     return {integration.name: integration for integration in _registry()}
 
 
 def resolve(name: str) -> Integration:
-    """By name, with or without its `ml_inference_`, or by alias. Raises ConfigError for any other."""
+    """Finds an integration by its name, with or without `ml_inference_`, or by its alias.
+
+    Raises ConfigError if there is none.
+    """
     for integration in _registry():
-        if name in (
-            integration.name,
-            integration.name.removeprefix("ml_inference_"),
-            integration.alias,
-        ):
+        short = integration.name.removeprefix("ml_inference_")
+        if name in (integration.name, short, integration.alias):
             return integration
+
     known = ", ".join(f"{i.name} ({i.alias})" for i in _registry())
     raise ConfigError(f"there is no integration {name!r}; the integrations are {known}")

@@ -1,0 +1,1 @@
+"""One module per integration. `actors/integrations.py` lists them."""

@@ -1,4 +1,4 @@
-"""Google's Perspective API, or any server that speaks its protocol (commentanalyzer v1alpha1)."""
+"""Google's Perspective API, or any server with its protocol (commentanalyzer v1alpha1)."""
 
 from __future__ import annotations
 
@@ -10,34 +10,54 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from actors.integrations import Classifier, Environment, Integration, Placement
-from actors.models.settings import ModelSettings, check_local, local_classifier
+from actors.integrations import Environment, Integration, Placement
+from actors.models.backends import CommonBackend
+from actors.models.contract import LocalModel
+from actors.models.settings import ModelSettings
 from actors.remote.protocol import Call, Limits, MalformedError, Quota, Remote, readable
 from datasets.boundary.settings import check_numbers
 from datasets.boundary.urls import header_key, http_url
 from datasets.errors import ConfigError, FatalError, RejectedPost, RetryableError
 
 ENDPOINT = "https://commentanalyzer.googleapis.com"
-# Bytes of UTF-8, from the API's answer COMMENT_TOO_LONG. Older documents say 3,000.
+# In bytes of UTF-8, from the API's answer COMMENT_TOO_LONG. Older documents say 3,000.
 MAX_BYTES = 20_480
-_PRODUCTION = ("TOXICITY", "SEVERE_TOXICITY", "IDENTITY_ATTACK", "INSULT", "PROFANITY", "THREAT")
+
+_PRODUCTION = (
+    "TOXICITY",
+    "SEVERE_TOXICITY",
+    "IDENTITY_ATTACK",
+    "INSULT",
+    "PROFANITY",
+    "THREAT",
+)
 _EXPERIMENTAL = (
-    "AFFINITY", "COMPASSION", "CURIOSITY", "NUANCE", "PERSONAL_STORY", "REASONING", "RESPECT", "ALIENATION",
-    "FEARMONGERING", "GENERALIZATION", "MORAL_OUTRAGE", "SCAPEGOATING",
-)  # fmt: skip
+    "AFFINITY",
+    "COMPASSION",
+    "CURIOSITY",
+    "NUANCE",
+    "PERSONAL_STORY",
+    "REASONING",
+    "RESPECT",
+    "ALIENATION",
+    "FEARMONGERING",
+    "GENERALIZATION",
+    "MORAL_OUTRAGE",
+    "SCAPEGOATING",
+)
 _OTHER = ("SEXUALLY_EXPLICIT", "FLIRTATION", "SPAM")
 _RENAMED = {"TOXICITY": "prob_toxic", "SEVERE_TOXICITY": "prob_severe_toxic"}
+
 # Attribute → column.
 ATTRIBUTES = {
     **{name: _RENAMED.get(name, f"prob_{name.lower()}") for name in (*_PRODUCTION, *_OTHER)},
     **{f"{name}_EXPERIMENTAL": f"prob_{name.lower()}" for name in _EXPERIMENTAL},
 }
-# The constructive attribute was replaced by REASONING.
+# The API replaced its attribute "constructive" by this one.
 _CONSTRUCTIVE = "REASONING_EXPERIMENTAL"
-_UNKNOWN = re.compile(r"Unknown requested attribute:? ?'?([A-Z_]+)")
+COLUMNS = (*ATTRIBUTES.values(), "prob_constructive")
 
-
-# What a local model can stand in for; the other columns stay null then.
+# The attributes that a local model may provide. The other columns are null then.
 OUTPUTS = (
     "toxic",
     "severe_toxic",
@@ -48,15 +68,23 @@ OUTPUTS = (
     "sexually_explicit",
 )
 
+_KEY = "PERSPECTIVE_API_KEY"
+_FALLBACK_KEY = "GOOGLE_API_KEY"
+_ENDPOINT = "PERSPECTIVE_API_ENDPOINT"
+_QPS = "PERSPECTIVE_QPS"
+
+_UNKNOWN_ATTRIBUTE = re.compile(r"Unknown requested attribute:? ?'?([A-Z_]+)")
+
 
 @dataclass(frozen=True)
 class Settings(ModelSettings):
-    """`qps` is the quota in queries a second; unset, PERSPECTIVE_QPS, else Google's default of 1.
+    """`qps` is the quota in queries per second. If it is not set, PERSPECTIVE_QPS is, or 1.
 
-    Another backend than `api` is a local model of toxicity. Its rows say so in `label_model`.
+    `timeout` is in seconds. Any back end other than `api` is a local model of toxicity, which is
+    then named in `label_model`.
     """
 
-    backend: Literal["api", "embedding-head", "transformer"] = "api"
+    backend: Literal["api", CommonBackend] = "api"
     qps: float | None = None
     in_flight: int = 100
     timeout: float = 30.0
@@ -67,16 +95,21 @@ class Settings(ModelSettings):
         check_numbers(self, zero=("token_budget",))
 
 
+def placement(settings: Settings) -> Placement:
+    """A remote API by default, or else a local model."""
+    return "api" if settings.backend == "api" else "model"
+
+
 def remote(settings: Settings, environment: Environment) -> Remote:
-    name = "PERSPECTIVE_API_KEY" if environment.get("PERSPECTIVE_API_KEY") else "GOOGLE_API_KEY"
-    key = environment.get(name)
-    endpoint = http_url(
-        environment.get("PERSPECTIVE_API_ENDPOINT") or ENDPOINT, "PERSPECTIVE_API_ENDPOINT"
-    )
+    """The API at the endpoint and with the key of the environment. Raises ConfigError."""
+    key_name = _KEY if environment.get(_KEY) else _FALLBACK_KEY
+    key = environment.get(key_name)
+    endpoint = http_url(environment.get(_ENDPOINT) or ENDPOINT, _ENDPOINT)
     if not key and endpoint == ENDPOINT:
-        raise ConfigError("there is no key for the Perspective API; set PERSPECTIVE_API_KEY")
-    qps = settings.qps or _quota(environment.get("PERSPECTIVE_QPS") or "1")
-    headers = {"X-Goog-Api-Key": header_key(key, name)} if key else {}
+        raise ConfigError(f"there is no key for the Perspective API; set {_KEY}")
+
+    qps = settings.qps or _quota(environment.get(_QPS) or "1")
+    headers = {"X-Goog-Api-Key": header_key(key, key_name)} if key else {}
     limits = Limits(settings.in_flight, settings.timeout, settings.attempts)
     return Remote(Perspective(endpoint, headers), Quota(qps), limits, endpoint, key or "")
 
@@ -86,39 +119,25 @@ def _quota(text: str) -> float:
         return float(Settings(qps=float(text)).qps or 0)
     except ValueError as error:
         raise ConfigError(
-            f"PERSPECTIVE_QPS is {text!r}, not a number above 0; set it to your quota in queries a second"
+            f"{_QPS} is {text!r}, not a number above 0; set it to your quota in queries a second"
         ) from error
 
 
-def placement(settings: Settings) -> Placement:
-    return "api" if settings.backend == "api" else "model"
-
-
 def decide(scores: Mapping[str, float]) -> dict[str, float | None]:
-    columns = dict.fromkeys([*ATTRIBUTES.values(), "prob_constructive"])
-    return {**columns, **{f"prob_{name}": value for name, value in scores.items()}}
+    """A local model's probabilities; null for all other attributes."""
+    found: dict[str, float | None] = dict.fromkeys(COLUMNS)
+    return found | {f"prob_{name}": score for name, score in scores.items()}
 
 
 def targets(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """From the columns `toxic`, `insult` … or `prob_toxic`, `prob_insult` …, each from 0 to 1."""
+    """Reads `toxic`, `insult` and so on, or `prob_toxic`, `prob_insult` and so on, from 0 to 1."""
     values = {name: row.get(name, row.get(f"prob_{name}")) for name in OUTPUTS}
     return {name: None if value is None else float(value) for name, value in values.items()}
 
 
-def load(settings: Settings) -> Classifier:
-    return local_classifier(
-        settings.backend, settings, INTEGRATION.name, OUTPUTS, OUTPUTS[:1], decide
-    )
-
-
-def check(settings: Settings) -> None:
-    if settings.backend != "api":
-        check_local(settings.backend, settings, INTEGRATION.name)
-
-
 @dataclass
 class Perspective:
-    """An Api with one post a request."""
+    """The protocol of the API, with one post per request. Implements `Api`."""
 
     endpoint: str
     key_header: Mapping[str, str]
@@ -132,11 +151,9 @@ class Perspective:
 
     def precheck(self, text: str) -> RejectedPost | None:
         size = len(text.encode("utf-8", "surrogatepass"))
-        return (
-            RejectedPost(f"COMMENT_TOO_LONG: {size} bytes, {MAX_BYTES} are allowed")
-            if size > MAX_BYTES
-            else None
-        )
+        if size <= MAX_BYTES:
+            return None
+        return RejectedPost(f"COMMENT_TOO_LONG: {size} bytes, {MAX_BYTES} are allowed")
 
     def alone(self, text: str) -> bool:
         return True
@@ -160,56 +177,61 @@ class Perspective:
         reason = _reason(body)
         if status in (401, 403) or "API key not valid" in reason or "API_KEY_INVALID" in reason:
             raise FatalError(
-                f"Perspective refuses the key (HTTP {status}); set PERSPECTIVE_API_KEY to a key whose project has the "
-                "Comment Analyzer API enabled"
+                f"Perspective refuses the key (HTTP {status}); set {_KEY} to a key whose project "
+                "has the Comment Analyzer API enabled"
             )
-        unknown = _UNKNOWN.search(reason)
+
+        unknown = _UNKNOWN_ATTRIBUTE.search(reason)
         if unknown and len(self._attributes) > 1:
-            # A server need not offer all; what it does not offer stays null.
+            # A server may lack some attributes. They are not requested again, and stay null.
             self._attributes.pop(unknown[1], None)
             raise RetryableError(reason, retry_after=0.0, kind="unknown_attribute")
+
         if status != 400:
             raise FatalError(
-                f"{self._url} answers HTTP {status}, which is not Perspective; check PERSPECTIVE_API_ENDPOINT"
+                f"{self._url} answers HTTP {status}, which is not Perspective; check {_ENDPOINT}"
             )
         raise RejectedPost(reason)
 
     def parse(self, body: bytes, number: int, count: int) -> dict[str, float | None]:
-        try:
-            scores = json.loads(body)["attributeScores"]
-            values = {
-                name: scores[name]["summaryScore"]["value"] for name in scores if name in ATTRIBUTES
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise MalformedError(
-                f"an answer without attributeScores ({type(error).__name__})"
-            ) from error
-        if not values:
-            raise MalformedError("an answer without any of the attributes that were asked for")
-        for name, value in values.items():
-            if type(value) not in (int, float) or not 0 <= value <= 1:  # nor is NaN
-                raise MalformedError(f"a score of {name} that is no number from 0 to 1")
-        scored = {name: float(value) for name, value in values.items()}
-        labels = {column: scored.get(name) for name, column in ATTRIBUTES.items()}
-        return {**labels, "prob_constructive": scored.get(_CONSTRUCTIVE)}
+        scores = _summary_scores(body)
+        labels = {column: scores.get(name) for name, column in ATTRIBUTES.items()}
+        return {**labels, "prob_constructive": scores.get(_CONSTRUCTIVE)}
 
     def usage(self, body: bytes) -> Counter[str]:
         return Counter()
 
 
+def _summary_scores(body: bytes) -> dict[str, float]:
+    """Scores by attribute. Raises MalformedError if there are none, or one is out of range."""
+    try:
+        scores = json.loads(body)["attributeScores"]
+        values = {
+            name: scores[name]["summaryScore"]["value"] for name in scores if name in ATTRIBUTES
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MalformedError(
+            f"an answer without attributeScores ({type(error).__name__})"
+        ) from error
+
+    if not values:
+        raise MalformedError("an answer without any of the attributes that were asked for")
+    for name, value in values.items():
+        # NaN is not in the range either.
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise MalformedError(f"a score of {name} that is no number from 0 to 1")
+    return {name: float(value) for name, value in values.items()}
+
+
 def _reason(body: bytes) -> str:
-    """`errorType: message` of an error, as far as it has them."""
+    """`errorType: reason: message` of an error answer, as far as it has them."""
     try:
         error = json.loads(body)["error"]
-        kinds = [
-            str(detail["errorType"]) for detail in error.get("details", []) if "errorType" in detail
-        ]
-        reasons = [
-            str(detail["reason"]) for detail in error.get("details", []) if "reason" in detail
-        ]
-        return readable(
-            ": ".join([*kinds, *reasons, str(error.get("message", ""))]).strip(": "), 300
-        )
+        details = error.get("details", [])
+        kinds = [str(detail["errorType"]) for detail in details if "errorType" in detail]
+        reasons = [str(detail["reason"]) for detail in details if "reason" in detail]
+        parts = [*kinds, *reasons, str(error.get("message", ""))]
+        return readable(": ".join(parts).strip(": "), 300)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return readable(body[:4096].decode("utf-8", "replace"))
 
@@ -217,18 +239,11 @@ def _reason(body: bytes) -> str:
 INTEGRATION = Integration(
     name="ml_inference_perspective_api",
     alias="p",
-    columns=dict.fromkeys([*ATTRIBUTES.values(), "prob_constructive"], "float64"),
-    load=load,
-    check=check,
+    columns=dict.fromkeys(COLUMNS, "float64"),
     settings=Settings,
     placement=placement,
+    local_model=LocalModel(OUTPUTS, OUTPUTS[:1], decide),
     remote=remote,
-    environment=(
-        "PERSPECTIVE_API_KEY",
-        "GOOGLE_API_KEY",
-        "PERSPECTIVE_API_ENDPOINT",
-        "PERSPECTIVE_QPS",
-    ),
-    outputs=OUTPUTS,
+    environment=(_KEY, _FALLBACK_KEY, _ENDPOINT, _QPS),
     targets=targets,
 )

@@ -1,8 +1,8 @@
-"""Valence by VADER (Hutto & Gilbert 2014), exactly as the package `vaderSentiment` computes it.
+"""Valence by VADER (Hutto & Gilbert 2014), with scores identical to the package `vaderSentiment`.
 
-The package takes time by the square of a text's words, in two places: for each word of sentiment it
-puts all words of the text in lower case, up to four times, to look at six of them; and after a "but"
-it searches the scores from the start for each of them. Both give the same here in linear time.
+The package needs quadratic time in the number of words, in two places. For each sentiment word it
+lower-cases all words of the text, up to four times, to look at six of them; and after a "but" it
+searches the list of scores from its start for each score. Both are replaced by linear versions.
 """
 
 from __future__ import annotations
@@ -11,22 +11,27 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from actors.integrations import Integration, NoSettings, Outcome
+from actors.contract import Outcome
+from actors.integrations import Integration
 from datasets.errors import RejectedPost
 
-# The thresholds that VADER's authors give for `compound`.
-POSITIVE, NEGATIVE = 0.05, -0.05
-# The worst text of that length takes 0.7 s (on the README's machine): all emojis, each stands for up to six
-# words. A post of Bluesky has 3,000 bytes at the most.
-MAX_CHARACTERS = 25_000
-# VADER looks at so many words before a word of sentiment, and after it.
-_BEFORE, _AFTER = 3, 2
-
-
+# Thresholds of `compound`, as given by VADER's authors.
+POSITIVE = 0.05
+NEGATIVE = -0.05
 LABELS = ("positive", "negative", "neutral")
+
+# The slowest text of this length takes 0.7 s (on the README's machine): emojis only, each of which
+# stands for up to six words. Posts of Bluesky have at most 3,000 bytes.
+MAX_CHARACTERS = 25_000
+
+# How many words VADER considers before a sentiment word, and after it.
+_WORDS_BEFORE = 3
+_WORDS_AFTER = 2
 
 
 class Vader:
+    """The classifier. `revision` is the version of the package."""
+
     def __init__(self) -> None:
         from importlib.metadata import version
 
@@ -34,11 +39,12 @@ class Vader:
 
         self.model = "vaderSentiment"
         self.revision = version("vaderSentiment")
+
+        # The replaced methods do not use the state of the analyzer.
         analyzer = SentimentIntensityAnalyzer()
-        # Methods that need nothing of their object.
-        analyzer._negation_check = _negations_near(analyzer._negation_check)  # noqa: SLF001 - see above
-        analyzer._special_idioms_check = _idioms_near(analyzer._special_idioms_check)  # noqa: SLF001 - see above
-        analyzer._but_check = weigh_by_but  # noqa: SLF001 - see above
+        analyzer._negation_check = _check_negation_nearby(analyzer._negation_check)  # noqa: SLF001 - see the module
+        analyzer._special_idioms_check = _check_idioms_nearby(analyzer._special_idioms_check)  # noqa: SLF001 - see the module
+        analyzer._but_check = weigh_by_but  # noqa: SLF001 - see the module
         self._scores = analyzer.polarity_scores
         self._emojis = analyzer.emojis
 
@@ -50,78 +56,85 @@ class Vader:
             return RejectedPost(
                 f"too long for VADER: {len(text):,} characters, {MAX_CHARACTERS:,} are allowed"
             )
-        compound = self._scores(self._to_scan(text))["compound"]
+        compound = self._scores(self._scannable(text))["compound"]
         return {"compound": compound, "valence_label": valence_label(compound)}
 
-    def _to_scan(self, text: str) -> str | tuple[str]:
-        """What the package takes character by character to replace emojis, an eighth of its time: all at once if none.
+    def _scannable(self, text: str) -> str | tuple[str]:
+        """Lets the package skip its search for emojis, an eighth of its time, if there are none.
 
-        It looks for single characters only; but the whole text, being looked for, may be an emoji of several.
+        It iterates over the text and looks up each item, so a text without emojis may be one item.
+        The text as a whole must not be an emoji of several characters then.
         """
-        one_piece = text not in self._emojis and self._emojis.keys().isdisjoint(text)
-        return (text,) if one_piece else text
+        no_emojis = text not in self._emojis and self._emojis.keys().isdisjoint(text)
+        return (text,) if no_emojis else text
 
 
-def _negations_near(check: Callable[..., float]) -> Callable[..., float]:
-    def near(valence: float, words: Sequence[str], start: int, i: int) -> float:
-        first = max(0, i - _BEFORE)
+def _check_negation_nearby(check: Callable[..., float]) -> Callable[..., float]:
+    """`check`, given only the words that it considers."""
+
+    def nearby(valence: float, words: Sequence[str], start: int, i: int) -> float:
+        first = max(0, i - _WORDS_BEFORE)
         return check(valence, words[first : i + 1], start, i - first)
 
-    return near
+    return nearby
 
 
-def _idioms_near(check: Callable[..., float]) -> Callable[..., float]:
-    def near(valence: float, words: Sequence[str], i: int) -> float:
-        # The package asks only where there are three words before.
-        return check(valence, words[i - _BEFORE : i + _AFTER + 1], _BEFORE)
+def _check_idioms_nearby(check: Callable[..., float]) -> Callable[..., float]:
+    """`check`, given only the words that it considers."""
 
-    return near
+    def nearby(valence: float, words: Sequence[str], i: int) -> float:
+        # The package calls it only if there are three words before.
+        near = words[i - _WORDS_BEFORE : i + _WORDS_AFTER + 1]
+        return check(valence, near, _WORDS_BEFORE)
+
+    return nearby
 
 
 def weigh_by_but(words: Sequence[str], scores: list[Any]) -> list[Any]:
-    """Halves scores before the first "but" and raises those after it by half: the package's `_but_check`.
+    """Halves the scores before the first "but", and multiplies those after it by 1.5.
 
-    For each score in turn, it is the first that equals it which the package changes: of equal scores
-    on both sides it may be another one, changed twice. So for each value, its places are kept in a heap.
+    It reproduces the package's `_but_check`, which for each score changes the first one that equals
+    it. With equal scores on both sides that may be another one, which is then changed twice.
+    Therefore the positions of each value are kept in a heap.
     """
     lower = [word.lower() for word in words]
     if "but" not in lower:
         return scores
+
     but = lower.index("but")
-    places: dict[float, list[int]] = {}
-    for place, score in enumerate(scores):
-        places.setdefault(score, []).append(place)
+    positions: dict[float, list[int]] = {}
+    for position, score in enumerate(scores):
+        positions.setdefault(score, []).append(position)
+
     for i in range(len(scores)):
         score = scores[i]
-        first = places[score][0]
+        first = positions[score][0]
         if first != but:
-            heapq.heappop(places[score])
+            heapq.heappop(positions[score])
             scores[first] = score * (0.5 if first < but else 1.5)
-            heapq.heappush(places.setdefault(scores[first], []), first)
+            heapq.heappush(positions.setdefault(scores[first], []), first)
     return scores
 
 
 def valence_label(compound: float) -> str:
+    """One of LABELS."""
     if compound >= POSITIVE:
         return "positive"
     return "negative" if compound <= NEGATIVE else "neutral"
 
 
 def unused(row: Mapping[str, Any]) -> str | None:
+    """Why a row's label is ignored, if it is."""
     label = row.get("valence_label")
     if label is None or label in LABELS:
         return None
     return f"valence_label is {str(label)[:40]!r}, and not one of {', '.join(LABELS)}"
 
 
-def load(settings: NoSettings) -> Vader:
-    return Vader()
-
-
 INTEGRATION = Integration(
     name="ml_inference_valence_classifier",
     alias="v",
     columns={"compound": "float64", "valence_label": "string"},
-    load=load,
+    make_classifier=Vader,
     unused=unused,
 )

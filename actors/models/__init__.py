@@ -1,0 +1,1 @@
+"""Local models: settings, back ends, batching, bundled heads and their training."""

@@ -1,30 +1,28 @@
-"""What `backfill.toml` may say about a local model."""
+"""The settings of local models in `backfill.toml`."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from datasets.boundary.settings import check_numbers
 from datasets.errors import ConfigError
 
-if TYPE_CHECKING:
-    from actors.integrations import Classifier
-    from actors.models.classifier import Decide
-
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """One table for all back ends; loading says what a back end needs of it.
+    """One table for all back ends. Each back end checks what it needs of it.
 
-    `model` is a hub id or a folder, `revision` a commit, tag or branch of the hub; for the backend
-    embedding-head they name the sentence encoder, which otherwise is the one that comes along.
-    `labels` maps the model's own labels to outputs of the integration, `hypotheses` outputs to
-    sentences for a zero-shot model. `token_budget` is the padded tokens of one forward pass.
-    `gpu` is the part of a GPU that one actor takes, at most a whole one; `threads` what one takes
-    without a GPU.
+    `model` is a hub id or a folder, and `revision` a commit, tag or branch of the hub. For the back
+    end embedding-head they name the sentence encoder; the default is the bundled one.
+
+    `labels` maps the model's own labels to outputs of the integration. `hypotheses` maps outputs to
+    sentences, for a zero-shot model.
+
+    `token_budget` is the number of padded tokens of one forward pass, 0 for a default that suits
+    the device. `gpu` is the share of a GPU that one actor reserves, at most 1; `threads` is the
+    number of CPU threads that it uses without a GPU.
     """
 
     model: str | None = None
@@ -49,39 +47,10 @@ class ModelSettings:
             raise ValueError("max_tokens must be at least 8")
 
 
-def local_classifier(
-    backend: str,
-    settings: ModelSettings,
-    integration: str,
-    names: Sequence[str],
-    required: Sequence[str],
-    decide: Decide,
-) -> Classifier:
-    """Loads the model that the settings name. Raises ConfigError for what does not load or fit."""
-    from actors.models.backends import Outputs, load_model
-    from actors.models.classifier import ModelClassifier
-
-    outputs = Outputs(tuple(names), tuple(required))
-    return ModelClassifier(load_model(backend, settings, integration, outputs), outputs, decide)
-
-
-def check_local(backend: str, settings: ModelSettings, integration: str) -> None:
-    """What can be said without loading a model: the files that the settings name are there."""
-    if backend == "llm":
-        return
-    from actors.models.heads import built_in
-
-    if backend == "embedding-head":
-        head = settings.heads or str(built_in(integration))
-        if not os.path.exists(head):
-            raise ConfigError(
-                f"there is no head {head}; check heads in backfill.toml, or train one"
-            )
-    elif not settings.model:
+def required_model(settings: ModelSettings, backend: str, integration: str) -> str:
+    """The setting `model`. Raises ConfigError if it is not set."""
+    if not settings.model:
         raise ConfigError(
             f'the backend "{backend}" of {integration} needs a model in backfill.toml'
         )
-    if backend == "checkpoint" and not os.path.exists(settings.checkpoint or ""):
-        raise ConfigError(
-            f"there is no checkpoint {settings.checkpoint}; check checkpoint in backfill.toml"
-        )
+    return settings.model

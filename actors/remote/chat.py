@@ -19,6 +19,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from actors.integrations import Environment, Placement
+from actors.models.backends import CommonBackend
 from actors.models.settings import ModelSettings
 from actors.remote.protocol import (
     Call,
@@ -87,7 +88,7 @@ class LlmSettings:
 class LocalOrLlmSettings(ModelSettings, LlmSettings):
     """For an integration that a local model labels, or an LLM."""
 
-    backend: Literal["embedding-head", "transformer", "zero-shot", "llm"] = "embedding-head"
+    backend: Literal[CommonBackend, "zero-shot", "llm"] = "embedding-head"
 
     def __post_init__(self) -> None:
         ModelSettings.__post_init__(self)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.integrations import Outcome
+from actors.contract import Outcome
 from actors.remote.answer_cache import AnswerCacheAddress, answer_cache_calls
 from actors.remote.answer_client import Answers, MemoryAnswers
 from actors.remote.connections import Clients, read_body

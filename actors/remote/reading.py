@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from actors.integrations import Outcome
+from actors.contract import Outcome
 from actors.remote.protocol import Api, MalformedError
 from datasets.errors import BackfillError, RejectedPost
 

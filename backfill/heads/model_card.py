@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.integrations import Integration
-from actors.models.heads import file_sha256
+from actors.models.hashing import file_sha256
 from backfill.heads.hand_labels import Row
 
 

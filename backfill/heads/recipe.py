@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.integrations import resolve
-from actors.models.heads import built_in
+from actors.models.heads import bundled_head
 from backfill.heads.train import train_head
 
 EXAMPLES = Path(__file__).parent.parent.parent / "actors" / "models" / "assets" / "examples"
@@ -57,7 +57,7 @@ def main(tweeteval: str, *names: str) -> None:
             labels = _write(Path(folder) / f"{integration.name}.jsonl", rows(root))
             test = _write(Path(folder) / "held_out.jsonl", _held_out(root, integration.alias))
             settings = integration.settings(threads=2)
-            target = built_in(integration.name)
+            target = bundled_head(integration.name)
             report = train_head(
                 integration, [labels], str(target), settings, test, notes=_OWN_NOTE + notes
             )

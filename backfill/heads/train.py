@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from actors.integrations import Integration, Outcome
+from actors.contract import Outcome
+from actors.integrations import Integration
 from backfill.heads.hand_labels import Floats, Row, read_rows, targets_of, unused_labels, weights_of
 from backfill.heads.model_card import HeldOut, Report, model_card
 from datasets.errors import ConfigError
@@ -28,17 +29,17 @@ def train_head(
     notes: str = "",
 ) -> Report:
     """Writes the head and beside it its model card (.md). Rows may have a `weight`, 1 where they do not."""
-    from actors.models.backends import Encoder
-    from actors.models.batching import choose_device, set_threads
+    from actors.models.encoder import Encoder
     from actors.models.heads import save_head
-    from actors.models.training import Examples, train
+    from actors.models.torch_runtime import set_up_torch
+    from actors.models.training.examples import Examples
+    from actors.models.training.train import train
 
     if integration.targets is None:
         raise ConfigError(f"{integration.name} has no model that could be trained")
     rows, targets, weights, not_used = _read_labels(integration, labels)
     tests = read_rows(test) if test else []
-    set_threads(settings.threads)
-    encoder = Encoder(settings, choose_device("float32"))
+    encoder = Encoder(settings, set_up_torch(settings, dtype="float32"))
     layers = encoder.layers_at(_LAYER_SHARES)
     features = encoder.features([row["text"] for row in rows], layers=layers)
     trained = train(
@@ -69,7 +70,7 @@ def _read_labels(
     integration: Integration, labels: Sequence[str]
 ) -> tuple[Sequence[Row], Mapping[str, Floats], Floats, list[str]]:
     """The rows of some files, their targets and weights, and what of them is not used."""
-    from actors.models.training import check_examples, not_learnt
+    from actors.models.training.examples import check_examples, not_learned
 
     not_used: list[str] = []
     where = ", ".join(labels)
@@ -78,7 +79,7 @@ def _read_labels(
     check_examples(targets, weights, integration.groups, where)
 
     not_used += unused_labels(integration, rows, where)
-    if names := not_learnt(targets):
+    if names := not_learned(targets):
         not_used.append(
             f"{where}: not learnt, because all labels of them are the same: {', '.join(names)}"
         )
@@ -95,7 +96,7 @@ def _measures(
     integration: Integration, targets: Mapping[str, Any], scores: Mapping[str, Any], own: Any
 ) -> list[tuple[str, str, str]]:
     """By output, and for groups by the likeliest of them."""
-    from actors.models import metrics
+    from actors.models.training import evaluation
 
     rows = []
     grouped = {name for group in integration.groups for name in group}
@@ -117,25 +118,29 @@ def _measures(
         if not len(truth):
             continue
         label = "/".join(names)
-        rows.append((label, "accuracy", str(metrics.estimate(metrics.accuracy, truth, found))))
-        rows.append((label, "macro-F1", str(metrics.estimate(metrics.macro_f1, truth, found))))
+        rows.append(
+            (label, "accuracy", str(evaluation.estimate(evaluation.accuracy, truth, found)))
+        )
+        rows.append(
+            (label, "macro-F1", str(evaluation.estimate(evaluation.macro_f1, truth, found)))
+        )
     return rows
 
 
 def _output_rows(name: str, truth: Any, found: Any) -> list[tuple[str, str, str]]:
-    from actors.models import metrics
+    from actors.models.training import evaluation
 
     rows = [(name, "posts", f"{len(truth)}, {int((truth >= 0.5).sum())} of them {name}")]
     classes, guesses = truth >= 0.5, found >= 0.5
-    rows.append((name, "accuracy", str(metrics.estimate(metrics.accuracy, classes, guesses))))
+    rows.append((name, "accuracy", str(evaluation.estimate(evaluation.accuracy, classes, guesses))))
     if len(np.unique(classes)) == 1:
         return rows  # how many of one kind were found, and nothing more
-    rows.append((name, "macro-F1", str(metrics.estimate(metrics.macro_f1, classes, guesses))))
+    rows.append((name, "macro-F1", str(evaluation.estimate(evaluation.macro_f1, classes, guesses))))
     if set(np.unique(found)) - {0.0, 1.0}:
-        rows.append((name, "AUC", str(metrics.estimate(metrics.auc, classes, found))))
+        rows.append((name, "AUC", str(evaluation.estimate(evaluation.auc, classes, found))))
     if set(np.unique(truth)) - {0.0, 1.0}:
         rows.append(
-            (name, "rank correlation", str(metrics.estimate(metrics.spearman, truth, found)))
+            (name, "rank correlation", str(evaluation.estimate(evaluation.spearman, truth, found)))
         )
     return rows
 
@@ -163,7 +168,7 @@ def _column_measures(
     integration: Integration, rows: Sequence[Row], outcomes: Sequence[Outcome], seed: int
 ) -> list[tuple[str, str, str]]:
     """For an integration without a model: its columns against columns of the same names."""
-    from actors.models import metrics
+    from actors.models.training import evaluation
 
     found = []
     for name, kind in integration.columns.items():
@@ -177,10 +182,18 @@ def _column_measures(
         if pairs and kind != "float64":
             truth, guess = (np.array(side) for side in zip(*pairs, strict=True))
             found.append(
-                (name, "accuracy", str(metrics.estimate(metrics.accuracy, truth, guess, seed)))
+                (
+                    name,
+                    "accuracy",
+                    str(evaluation.estimate(evaluation.accuracy, truth, guess, seed)),
+                )
             )
             found.append(
-                (name, "macro-F1", str(metrics.estimate(metrics.macro_f1, truth, guess, seed)))
+                (
+                    name,
+                    "macro-F1",
+                    str(evaluation.estimate(evaluation.macro_f1, truth, guess, seed)),
+                )
             )
     if not found:
         raise ConfigError(f"the labels have none of the columns {', '.join(integration.columns)}")
@@ -193,7 +206,7 @@ def _is_unused(integration: Integration, row: Row) -> bool:
 
 def agreement(integration: Integration, settings: Any, other: Any, path: str) -> Report:
     """How far two back ends agree on the same texts, column by column."""
-    from actors.models import metrics
+    from actors.models.training import evaluation
 
     texts = [row["text"] for row in read_rows(path)]
     first, second = (label_texts(integration, each, texts) for each in (settings, other))
@@ -209,11 +222,19 @@ def agreement(integration: Integration, settings: Any, other: Any, path: str) ->
         left, right = (np.array(side) for side in zip(*pairs, strict=True))
         if kind == "float64":
             rows.append(
-                (name, "rank correlation", str(metrics.estimate(metrics.spearman, left, right)))
+                (
+                    name,
+                    "rank correlation",
+                    str(evaluation.estimate(evaluation.spearman, left, right)),
+                )
             )
         else:
-            rows.append((name, "agreement", str(metrics.estimate(metrics.accuracy, left, right))))
-            rows.append((name, "Cohen's kappa", str(metrics.estimate(metrics.kappa, left, right))))
+            rows.append(
+                (name, "agreement", str(evaluation.estimate(evaluation.accuracy, left, right)))
+            )
+            rows.append(
+                (name, "Cohen's kappa", str(evaluation.estimate(evaluation.kappa, left, right)))
+            )
     return Report(rows)
 
 

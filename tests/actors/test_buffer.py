@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from actors.buffer import FlushPolicy, LabelBuffer, Receipt
-from actors.integrations import Outcome, resolve
+from actors.contract import Outcome
+from actors.integrations import resolve
 from actors.pool import label_rows
 from datasets.errors import ConfigError, RejectedPost, RetryableError
 from datasets.labels import writing

@@ -12,8 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from actors.integrations import Environment, Outcome, resolve
-from actors.pool import Attempts, ClassifierActor, classify_surviving, label_rows
+from actors.contract import Outcome
+from actors.crash_journal import CrashJournal
+from actors.fault_isolation import classify_isolated
+from actors.integrations import Environment, resolve
+from actors.pool import ClassifierActor, label_rows
 from datasets.errors import FatalError, RejectedPost, RetryableError
 from datasets.schemas import POST_SCHEMA, staged_schema
 from tests.support import DAY, VALENCE, post
@@ -55,8 +58,8 @@ class Scripted:
 
 
 def outcomes(texts: Sequence[str]) -> list[Outcome]:
-    with Attempts("block") as attempts:
-        return classify_surviving(Scripted(), texts, attempts)
+    with CrashJournal("block") as journal:
+        return classify_isolated(Scripted(), texts, journal)
 
 
 def test_one_failing_post_becomes_a_row_with_its_reason_and_costs_no_other() -> None:
@@ -71,8 +74,8 @@ def test_one_failing_post_becomes_a_row_with_its_reason_and_costs_no_other() -> 
 
 def test_a_failing_post_is_found_by_halving() -> None:
     scripted = Scripted()
-    with Attempts("block") as attempts:
-        classify_surviving(scripted, ["a"] * 511 + ["raise"] + ["a"] * 512, attempts)
+    with CrashJournal("block") as journal:
+        classify_isolated(scripted, ["a"] * 511 + ["raise"] + ["a"] * 512, journal)
     assert len(scripted.calls) == 1 + 2 * 10
 
 
@@ -86,16 +89,16 @@ def test_an_answer_of_the_wrong_length_is_fatal() -> None:
         def classify(self, texts: Sequence[str]) -> list[Outcome]:
             return super().classify(texts)[1:]
 
-    with Attempts("block") as attempts, pytest.raises(FatalError, match="2 answers for 3 posts"):
-        classify_surviving(Short(), ["a", "b", "c"], attempts)
+    with CrashJournal("block") as journal, pytest.raises(FatalError, match="2 answers for 3 posts"):
+        classify_isolated(Short(), ["a", "b", "c"], journal)
 
 
 def _classify_in_child(texts: Sequence[str], connection: Any) -> None:
-    with Attempts("block") as attempts:
+    with CrashJournal("block") as journal:
         connection.send(
             [
                 str(o) if isinstance(o, Exception) else o
-                for o in classify_surviving(Scripted(), texts, attempts)
+                for o in classify_isolated(Scripted(), texts, journal)
             ]
         )
 
@@ -103,7 +106,7 @@ def _classify_in_child(texts: Sequence[str], connection: Any) -> None:
 def restarted_until_done(
     work: Any, child: Callable[[Any, Any], None] = _classify_in_child
 ) -> tuple[Any, int]:
-    """As Ray does with an actor: the same block again in a new process, however often the last one died."""
+    """As Ray does with an actor: gives a new process the same block until one survives."""
     context = multiprocessing.get_context("fork")
     for deaths in range(100):
         ours, theirs = context.Pipe(duplex=False)
@@ -138,8 +141,8 @@ def _two_blocks_in_child(blocks: Mapping[str, Sequence[str]], connection: Any) -
     found: dict[str, list[Any]] = {}
 
     def work(name: str) -> None:
-        with Attempts(name) as attempts:
-            found[name] = classify_surviving(Scripted(), blocks[name], attempts)
+        with CrashJournal(name) as journal:
+            found[name] = classify_isolated(Scripted(), blocks[name], journal)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in blocks]
     for thread in threads:
@@ -155,17 +158,17 @@ def _two_blocks_in_child(blocks: Mapping[str, Sequence[str]], connection: Any) -
 
 
 def test_the_neighbours_of_a_poison_post_are_not_blamed() -> None:
-    """Its block dies at its first row, again and again, while another is at its first row beside it."""
+    """Its block crashes at its first row each time, while another is at its first row too."""
     blocks = {"poison": ["die", *["ok"] * 99], "slow": ["sleep", *["ok"] * 99]}
     found, _ = restarted_until_done(blocks, _two_blocks_in_child)
     assert (len(found["poison"]), found["slow"]) == (1, [])
 
 
 def test_a_stranger_killing_the_process_costs_no_post(tmp_path: Path) -> None:
-    attempts = Attempts("block")
-    attempts.begin(0, 100)  # and the process is gone
-    with Attempts("block") as again:
-        found = classify_surviving(Scripted(), ["ok"] * 100, again)
+    journal = CrashJournal("block")
+    journal.begin(0, 100)  # and the process is gone
+    with CrashJournal("block") as again:
+        found = classify_isolated(Scripted(), ["ok"] * 100, again)
     assert all(isinstance(outcome, dict) for outcome in found)
     assert list(tmp_path.rglob("*.json")) == []
 

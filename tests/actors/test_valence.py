@@ -48,7 +48,7 @@ def test_every_emoji_that_vader_knows_counts_as_it_does_there() -> None:
 
 
 def special_words() -> list[str]:
-    """All that VADER's rules look for, beside its lexicon: negations, boosters, idioms, "but", emojis."""
+    """What VADER's rules look for, beside its lexicon: negations, boosters, idioms, emojis."""
     phrases = [*vaderSentiment.SPECIAL_CASES, *vaderSentiment.BOOSTER_DICT, *vaderSentiment.NEGATE]
     rules = [
         "but",
@@ -109,7 +109,7 @@ def test_but_weighs_every_score_as_the_package_does() -> None:
 
 
 def work_of(vader: Vader, text: str) -> int:
-    """Calls that it takes, and steps of those that go through a list: no clock, so the same on any machine."""
+    """Function calls, and steps of those that search a list: no clock, so equal on any machine."""
     work = 0
 
     def count(frame: Any, event: str, called: Any) -> None:

@@ -196,18 +196,18 @@ def _bare(config: Path, size: Size, number: int, padded: bool, gate: Any, answer
     if GPU:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
     classifier: Any = resolve("g").load(load_config(str(config)).settings(resolve("g")))
-    model = classifier._model
-    batcher = getattr(model, "encoder", model)._batcher
+    model = classifier.backend
+    runtime = getattr(model, "_encoder", model)._runner.runtime
     count = size.rows if GPU else PADDED if padded else BARE[size.name]
     rng = np.random.default_rng(number)
     posts = rng.permutation(np.array(texts(), dtype=object))[:count].tolist()
-    passes, forward = [], batcher._forward
+    passes, forward = [], runtime.network
 
     def noted(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         passes.append((ids, mask))
         return forward(ids, mask)
 
-    batcher._forward = noted
+    runtime.network = noted
     for start in range(0, count, size.rows):
         model.scores(posts[start : start + size.rows])
     if padded:
@@ -216,7 +216,8 @@ def _bare(config: Path, size: Size, number: int, padded: bool, gate: Any, answer
         ]
         batches = [pad(rows[n : n + 32], 0, 512) for n in range(0, len(rows), 32)]
         passes = [
-            (ids.to(passes[0][0].device), mask.to(passes[0][0].device)) for ids, mask in batches
+            tuple(torch.from_numpy(array).to(passes[0][0].device) for array in batch)
+            for batch in batches
         ]
     gate.wait()
     started = time.perf_counter()

@@ -17,9 +17,10 @@ import pytest
 from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 
 from actors.integrations import resolve
-from actors.models import metrics
-from actors.models.heads import file_sha256
-from actors.models.training import Examples, train
+from actors.models.hashing import file_sha256
+from actors.models.training import evaluation
+from actors.models.training.examples import Examples
+from actors.models.training.train import train
 from backfill.heads.hand_labels import read_rows, targets_of, unused_labels
 from backfill.heads.train import agreement, evaluate_file, label_texts, train_head
 from datasets.errors import ConfigError
@@ -338,9 +339,11 @@ def test_rows_without_what_is_judged_do_not_count(tmp_path: Path, settings: Any)
 
 def test_a_measure_that_is_not_defined_says_so() -> None:
     ones = np.ones(5)
-    for measure in (metrics.kappa, metrics.spearman, metrics.auc):
-        assert str(metrics.estimate(measure, ones, ones)) == "not defined: all are the same"
-    assert str(metrics.estimate(metrics.spearman, np.ones(1), np.ones(1))).startswith("not defined")
+    for measure in (evaluation.kappa, evaluation.spearman, evaluation.auc):
+        assert str(evaluation.estimate(measure, ones, ones)) == "not defined: all are the same"
+    assert str(evaluation.estimate(evaluation.spearman, np.ones(1), np.ones(1))).startswith(
+        "not defined"
+    )
 
 
 @pytest.mark.parametrize(
@@ -495,7 +498,7 @@ def test_graded_labels_are_learnt_as_grades() -> None:
     x = features(500)
     y = 1 / (1 + np.exp(-x[:, 0]))
     trained = train(Examples(x, {"a": y}, np.ones(500)), [], (0,), "sha", 0)
-    assert metrics.spearman(y, trained.validated["a"]) > 0.98
+    assert evaluation.spearman(y, trained.validated["a"]) > 0.98
     assert np.abs(trained.head.probabilities(x)[:, 0] - y).mean() < 0.05
 
 
@@ -513,24 +516,24 @@ def test_groups_exclude_each_other_and_outputs_without_labels_are_left_out() -> 
 
 def test_metrics_are_those_of_the_textbook() -> None:
     truth, found = np.array([1, 1, 1, 0, 0, 0]), np.array([1, 1, 0, 0, 0, 1])
-    assert metrics.accuracy(truth, found) == pytest.approx(4 / 6)
-    assert metrics.macro_f1(truth, found) == pytest.approx(2 / 3)
-    assert metrics.kappa(truth, found) == pytest.approx(1 / 3)
-    assert metrics.auc(truth, np.array([0.9, 0.8, 0.4, 0.3, 0.2, 0.5])) == pytest.approx(8 / 9)
-    assert np.isnan(metrics.auc(np.ones(3), np.ones(3)))
+    assert evaluation.accuracy(truth, found) == pytest.approx(4 / 6)
+    assert evaluation.macro_f1(truth, found) == pytest.approx(2 / 3)
+    assert evaluation.kappa(truth, found) == pytest.approx(1 / 3)
+    assert evaluation.auc(truth, np.array([0.9, 0.8, 0.4, 0.3, 0.2, 0.5])) == pytest.approx(8 / 9)
+    assert np.isnan(evaluation.auc(np.ones(3), np.ones(3)))
     rng = np.random.default_rng(0)
     for _ in range(20):
         truth, found = (rng.integers(0, 3, 30) for _ in range(2))
-        assert metrics.macro_f1(truth, found) == pytest.approx(
+        assert evaluation.macro_f1(truth, found) == pytest.approx(
             f1_score(truth, found, average="macro")
         )
-        assert metrics.kappa(truth, found) == pytest.approx(cohen_kappa_score(truth, found))
+        assert evaluation.kappa(truth, found) == pytest.approx(cohen_kappa_score(truth, found))
         scores = found + rng.integers(0, 2, 30)
-        assert metrics.auc(truth > 0, scores) == pytest.approx(roc_auc_score(truth > 0, scores))
-    assert metrics.spearman(np.array([1, 2, 3, 4]), np.array([10, 20, 40, 30])) == pytest.approx(
+        assert evaluation.auc(truth > 0, scores) == pytest.approx(roc_auc_score(truth > 0, scores))
+    assert evaluation.spearman(np.array([1, 2, 3, 4]), np.array([10, 20, 40, 30])) == pytest.approx(
         0.8
     )
-    assert metrics.spearman(np.array([1, 1, 2]), np.array([5, 5, 6])) == pytest.approx(1.0)
+    assert evaluation.spearman(np.array([1, 1, 2]), np.array([5, 5, 6])) == pytest.approx(1.0)
 
 
 def test_an_interval_narrows_with_the_number_of_texts() -> None:
@@ -539,7 +542,7 @@ def test_an_interval_narrows_with_the_number_of_texts() -> None:
     for count in (50, 5000):
         truth = rng.integers(0, 2, count)
         found = np.where(rng.random(count) < 0.8, truth, 1 - truth)
-        estimate = metrics.estimate(metrics.accuracy, truth, found)
+        estimate = evaluation.estimate(evaluation.accuracy, truth, found)
         assert estimate.low <= estimate.value <= estimate.high
         widths.append(estimate.high - estimate.low)
     # 1.96 · 2 · √(0.8 · 0.2 / n)
