@@ -11,12 +11,13 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.remote.shared_actors import kill_shared_actor, shared_actor
 from datasets import answer_store as table
 from datasets.answer_store import RunScope
+from datasets.boundary.placement import on_node
 from datasets.errors import ConfigError, FatalError
 from datasets.locking.locks import overlap
 from datasets.queues import digest
@@ -30,7 +31,6 @@ _USE_SECONDS = 3_600.0
 _SWEEP_EVERY = 10_000
 # A store that is just being ended by the last run is made anew; so often, after so many seconds each.
 _TRIES, _TRY_SECONDS = 50, 0.2
-_NAMESPACE = "label-backfill"
 
 
 @dataclass(frozen=True)
@@ -291,32 +291,23 @@ def join_answer_cache(address: AnswerCacheAddress) -> None:
 
 def leave_answer_cache(address: AnswerCacheAddress, *, staged: bool) -> None:
     """`staged`: every answered post of the run has a label that is durable."""
-    import ray
-
     if not asyncio.run(answer_cache_calls(address)("leave", address.scope, staged=staged)):
-        with suppress(ValueError):  # it is gone already
-            ray.kill(ray.get_actor(address.name, namespace=_NAMESPACE))
+        kill_shared_actor(address.name)
 
 
 def _shared_answer_cache(
     address: AnswerCacheAddress, silent_seconds: float = SILENT_SECONDS
 ) -> Any:
     """On the driver's node, where the folder is sure to be."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    there = NodeAffinitySchedulingStrategy(address.node, soft=False)
-    options = {
-        "name": address.name,
-        "namespace": _NAMESPACE,
-        "get_if_exists": True,
-        "lifetime": "detached",
-    }
-    restarts = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
-    store = ray.remote(AnswerCache).options(
-        num_cpus=0, scheduling_strategy=there, **options, **restarts
+    return shared_actor(
+        AnswerCache,
+        address.name,
+        address.path,
+        _end_this_actor,
+        silent_seconds,
+        scheduling_strategy=on_node(address.node),
+        max_concurrency=1000,
     )
-    return store.remote(address.path, _end_this_actor, silent_seconds)
 
 
 def _end_this_actor() -> None:

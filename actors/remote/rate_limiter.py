@@ -24,6 +24,7 @@ from typing import Any
 
 from actors.remote.clock import Clock
 from actors.remote.protocol import LONGEST_PAUSE, Quota
+from actors.remote.shared_actors import shared_actor
 from datasets.errors import from_os_error
 from datasets.queues import digest
 from datasets.scratch import scratch_folder
@@ -326,19 +327,7 @@ def _answered(counts: Mapping[str, float]) -> int:
 
 def shared_limiter(name: str) -> Any:
     """The cluster's one actor of this name. It belongs to no run; the last one to leave it ends it."""
-    import ray
-
-    options = {
-        "name": name,
-        "namespace": "label-backfill",
-        "get_if_exists": True,
-        "lifetime": "detached",
-    }
-    return (
-        ray.remote(Limiter)
-        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, **options)
-        .remote(name)
-    )
+    return shared_actor(Limiter, name, name)
 
 
 def leave_limiter(limiter: Any, run_id: str) -> None:

@@ -14,7 +14,8 @@ import pyarrow as pa
 from actors.buffer import FlushPolicy, LabelBuffer
 from actors.integrations import Integration
 from backfill.labels.post_filter import BadFiles, unlabelled
-from backfill.labels.run import RunResult, label_all, recover
+from backfill.labels.result import RunResult
+from backfill.labels.run import label_all, recover
 from backfill.workspace import Workspace, new_run_id
 from datasets import queues
 from datasets.database import label_count, open_database
@@ -39,7 +40,7 @@ def run_queued(
     """
     after = _before(datetime.now(UTC), since) if since is not None else None
 
-    def find(on_found: Callable[[], None]) -> Mapping[str, Selection]:
+    def select_posts(on_found: Callable[[], None]) -> Mapping[str, Selection]:
         return {
             integration.name: _queued(workspace.lake, integration, after, limit, on_found)
             for integration in chosen
@@ -58,7 +59,9 @@ def run_queued(
         "enqueued_after": after.isoformat() if after else None,
         "limit": limit,
     }
-    return label_all(workspace, chosen, find, policy, "run phase", selection, stream, remove_done)
+    return label_all(
+        workspace, chosen, select_posts, policy, "run phase", selection, stream, remove_done
+    )
 
 
 def _before(now: datetime, since: timedelta) -> datetime:

@@ -6,7 +6,8 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
-from datasets.errors import BackfillError, ConfigError, RetryableError
+from datasets.boundary.placement import on_node
+from datasets.errors import ConfigError, RetryableError, find_our_error, summary
 from datasets.lake import Lake
 from pds.fetcher import HostFetcher
 from pds.jobs import Job, Outcome
@@ -36,7 +37,7 @@ class HostFetchers:
         actor = ray.remote(HostFetcher)
         self._ray = ray
         self._actors = [
-            actor.options(num_cpus=0, max_restarts=0, scheduling_strategy=_on(node)).remote(
+            actor.options(num_cpus=0, max_restarts=0, scheduling_strategy=on_node(node)).remote(
                 settings,
                 tuple(trusted),
                 insecure=insecure,
@@ -82,12 +83,11 @@ class HostFetchers:
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
+            if ours := find_our_error(error):
+                raise ours from None
             cause = error.cause
-            if isinstance(cause, BackfillError):
-                raise cause from None
-            reason = (str(cause).splitlines() or [type(cause).__name__])[0]
             raise ConfigError(
-                f"asking hosts failed ({type(cause).__name__}: {reason}); run it with --debug"
+                f"asking hosts failed ({type(cause).__name__}: {summary(cause)}); run it with --debug"
             ) from error
         except self._ray.exceptions.RayActorError as error:
             raise RetryableError(
@@ -109,9 +109,3 @@ def _places() -> list[str]:
             "Ray has no CPU here; start it with at least one, or leave --ray-address out"
         )
     return places
-
-
-def _on(node: str) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(node_id=node, soft=False)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from secrets import token_hex
 from typing import Any
 
+from datasets.boundary.placement import on_node, this_node
 from datasets.lake import Lake
 from pds.repo.decode import Decoded, Failure, Spooled, decode_group
 from pds.settings import MIB
@@ -31,14 +32,11 @@ class Decoding:
     """Decodes what is added, on the node that it lies on. `on_decoded` is called for each group."""
 
     def __init__(self, lake: Lake, run_id: str, on_decoded: OnDecoded, on_error: OnError) -> None:
-        import ray
-
         self._lake, self._run_id = lake, run_id
         self._on_decoded, self._on_error = on_decoded, on_error
         self._waiting = deque[Spooled]()
         self._running: set[asyncio.Task[None]] = set()
-        node_id = ray.get_runtime_context().get_node_id()
-        self._task, self._memory, tasks = _remote_decode(node_id)
+        self._task, self._memory, tasks = _remote_decode(this_node())
         self._slots = asyncio.Semaphore(tasks)
 
     def add(self, spooled: Spooled) -> None:
@@ -111,13 +109,12 @@ class Decoding:
 def _remote_decode(node_id: str) -> tuple[Any, int, int]:
     """The task on this node, the memory that one may ask for, and how many run at a time."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     node = next(node for node in ray.nodes() if node["NodeID"] == node_id)
     options = {
         "num_cpus": 1,
         "max_retries": 0,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=node_id, soft=False),
+        "scheduling_strategy": on_node(node_id),
     }
     memory = int(node["Resources"].get("memory", 4096 * MIB) * 0.9)
     return ray.remote(**options)(decode_group), memory, max(1, int(node["Resources"].get("CPU", 1)))

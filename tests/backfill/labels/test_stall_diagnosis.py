@@ -8,8 +8,8 @@ import pytest
 
 from actors.remote.rate_limiter import Activity
 from backfill import progress
-from backfill.labels.stalls import explain, explain_api
-from backfill.progress import Progress, Tally
+from backfill.labels.stall_diagnosis import diagnose_actors, diagnose_api
+from backfill.progress import IntegrationProgress, Progress
 
 
 def actor(state: str, *, address: str = "192.0.2.1", restarts: int = 0) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def actor(state: str, *, address: str = "192.0.2.1", restarts: int = 0) -> dict[
 def test_a_wait_is_explained_by_what_can_be_seen(
     actors: list[dict[str, Any]], api: Activity | None, sentence: str
 ) -> None:
-    assert sentence in explain(actors, {"CPU": 0.5, "GPU": 0.0}, api)
+    assert sentence in diagnose_actors(actors, {"CPU": 0.5, "GPU": 0.0}, api)
 
 
 @pytest.mark.parametrize(
@@ -64,28 +64,28 @@ def test_a_wait_is_explained_by_what_can_be_seen(
     ],
 )
 def test_an_api_that_answers_is_told_from_one_that_does_not(api: Activity, sentence: str) -> None:
-    assert explain_api(api, now=1_800_000_000.0).startswith(sentence)
+    assert diagnose_api(api, now=1_800_000_000.0).startswith(sentence)
 
 
 def test_only_what_stalls_is_said_and_not_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     moving, still, over = (
-        Tally(eligible=10**6),
-        Tally(eligible=10, labelled=1),
-        Tally(eligible=10, seconds=1.0),
+        IntegrationProgress(eligible=10**6),
+        IntegrationProgress(eligible=10, labelled=1),
+        IntegrationProgress(eligible=10, seconds=1.0),
     )
     stream = io.StringIO()
     shown = Progress(stream, {"moving": moving, "still": still, "over": over})
     now[0] = 900.0
-    shown._say_what_stalls()  # while posts are selected, nothing is expected
-    shown.watch(lambda name: f"because of {name}")
+    shown._say_stalls()  # while posts are selected, nothing is expected
+    shown.report_stalls(lambda name: f"because of {name}")
     for second in range(900, 1500):
         now[0] = float(second)
         moving.labelled += 1
         if second == 1300:
             still.retryable["http_503"] += 1
-        shown._say_what_stalls()
+        shown._say_stalls()
     assert stream.getvalue().splitlines() == [
         "still: nothing labelled for 1 min 0 s: because of still",
         "still: nothing labelled for 2 min 0 s: because of still",
@@ -98,7 +98,7 @@ def test_only_what_stalls_is_said_and_not_again_and_again(monkeypatch: pytest.Mo
 def test_a_slow_pace_is_not_shown_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    tally = Tally(eligible=100)
+    tally = IntegrationProgress(eligible=100)
     shown = Progress(io.StringIO(), {"slow": tally})
     shown._line()
     now[0], tally.labelled = 20.0, 10
