@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from backfill.repos.steps import Done, Steps
-from backfill.repos.sync import SyncOptions, make_lake, user_origin
+from backfill.repos.sync import SyncOptions, user_origin
 from backfill.repos.users import Invalid, User, check_file, read_users
 from backfill.workspace import Workspace
 from datasets.database import Database, open_database
+from datasets.lake import ensure_lake
 from datasets.repos.state import Identity, create_tables, load_identities, save_identities
 from pds.fetcher import HostFetcher
 from pds.jobs import Resolve, Resolved, Unfinished
@@ -88,7 +89,7 @@ def resolve(workspace: Workspace, options: SyncOptions, on_found: OnFound) -> in
     """Tells each user's identity as it is known; the number of users left for a passing reason."""
     plc_url = user_origin(options.plc_url, "--plc-url")
     check_file(options.dids_file)
-    make_lake(workspace.lake)
+    ensure_lake(workspace.lake)
     database = open_database(workspace.database_url)
     try:
         create_tables(database)

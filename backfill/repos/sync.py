@@ -24,8 +24,8 @@ from backfill.status_line import StatusLine
 from backfill.workspace import Workspace, new_run_id
 from datasets.boundary.secrets import remember_url
 from datasets.database import Database, open_database
-from datasets.errors import ConfigError, from_os_error
-from datasets.lake import Lake
+from datasets.errors import ConfigError
+from datasets.lake import Lake, ensure_lake
 from datasets.locking.locks import Lock
 from datasets.queues import digest
 from datasets.repos.coverage import RECORD_TYPES, covering
@@ -96,7 +96,7 @@ def sync(workspace: Workspace, options: SyncOptions, stream: TextIO) -> SyncResu
     plc_url = user_origin(options.plc_url, "--plc-url")
     host = user_origin(options.host, "--host") if options.host else None
     check_file(options.dids_file)
-    make_lake(workspace.lake)
+    ensure_lake(workspace.lake)
     run_id = new_run_id()
     result = SyncResult(run_id, Tally())
     with ExitStack() as stack:
@@ -139,16 +139,6 @@ def user_origin(url: str, option: str) -> str:
         return origin_of(url if "://" in url else f"https://{url}", insecure=True)
     except RejectedRepo as error:
         raise ConfigError(f"{option}: {error}; give it as https://HOST") from error
-
-
-def make_lake(lake: Lake) -> None:
-    """A sync may be what fills a new lake."""
-    if lake.is_local:
-        try:
-            os.makedirs(lake.root, exist_ok=True)
-        except OSError as error:
-            raise from_os_error("make", lake.root, error) from error
-    lake.check()
 
 
 def _recover(lake: Lake, database: Database, run_id: str, lock: Lock, progress: StatusLine) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from backfill.config import workspace
 from backfill.repos.sync import SyncOptions, SyncResult, sync
+from backfill.workspace import open_workspace
 from datasets.errors import BackfillError, ConfigError
 from pds.settings import PdsSettings
 from pds.syntax import utc_date
@@ -49,8 +49,10 @@ def run(root: Path, net: Network, *dids: str, **options: Any) -> SyncResult:
     """One `pds sync` in this process."""
     settings = options.pop("settings", QUICK)
     options = {"allow_insecure_hosts": True, "plc_url": net.plc.origin, **options}
-    place = workspace(str(root), options.pop("database_url", None), None, None, debug=False)
-    return sync(place, SyncOptions(dids, settings=settings, **options), io.StringIO())
+    workspace = open_workspace(
+        str(root), options.pop("database_url", None), None, None, debug=False
+    )
+    return sync(workspace, SyncOptions(dids, settings=settings, **options), io.StringIO())
 
 
 def lake_rows(root: Path) -> list[dict[str, Any]]:
