@@ -1,7 +1,7 @@
 """Text formats of times, each with a name. Every time is in UTC.
 
     function            example                     used for
-    pipeline_time       2026-11-24-17:03:09         timestamp columns of the lake (the research group's format)
+    pipeline_time       2026-11-24-17:03:09         columns of the lake, in the group's format
     iso_seconds         2026-11-24T17:03:09Z        rows of the table `runs`
     iso_milliseconds    2026-11-24T17:03:09.123Z    rows of the table `pds_repos`
     compact             20261124T170309             run ids

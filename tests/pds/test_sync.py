@@ -25,7 +25,7 @@ from pds.syntax import utc_date
 from tests.pds.repo.test_records import kind_of
 from tests.pds.repos import Key, Made, make_did, make_repo, post, posts, tid
 from tests.pds.servers import Network, Reply, document, error_reply, network
-from tests.pds.support import INDEX, WITH_CAR, expected, vectors
+from tests.pds.support import INDEX, WITH_CAR, expected, needs_fixtures, vectors
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -94,6 +94,7 @@ def uris_of(*repos: Made | tuple[Made, Mapping[str, Any]]) -> list[str]:
     return sorted(found)
 
 
+@needs_fixtures
 def test_the_reference_pds(net: Network, tmp_path: Path) -> None:
     host = net.host()
     dids = net.add_fixtures(host)
@@ -380,7 +381,7 @@ def test_lines_that_are_no_dids_are_reported_by_their_number(net: Network, tmp_p
     host = net.host()
     made = make_repo(make_did(1), posts(2))
     net.add(made, host)
-    invalid = vectors("syntax/did_syntax_invalid.txt")
+    invalid = vectors("syntax/did_syntax_invalid.txt") or ["did", "did:plc", "DID:plc:abc", "x:y"]
     lines = ["# our study's users", "", made.did, *invalid, f"  {made.did}  ", "did:example:abc"]
     path = tmp_path / "dids.txt"
     path.write_text("\ufeff" + "\r\n".join(lines))
@@ -425,6 +426,7 @@ def test_a_host_that_does_not_list(net: Network, tmp_path: Path) -> None:
     assert "501" in (result.tally.not_listed or "")
 
 
+@needs_fixtures
 def test_a_new_database_is_filled_from_the_lake_and_doubles_nothing(
     net: Network, tmp_path: Path, postgres_url: str
 ) -> None:
