@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from datasets.repos.coverage import RECORD_TYPES, Coverage, covering
-from datasets.repos.raw_records import STAGED_SCHEMA, record_schema
+from datasets.repos.coverage import RECORD_TYPES, RecordCoverage, covering
+from datasets.repos.record_schemas import STAGED_SCHEMA, record_schema
 from pds.repo.car import read_repo
 from pds.repo.records import Counts, rows
 from tests.pds.repos import cid, make_did, make_repo, post, posts
@@ -20,7 +20,7 @@ SUBJECT = {"uri": "at://did:plc:x/app.bsky.feed.post/3k2", "cid": "bafy"}
 
 
 def made_rows(
-    records: dict[str, Any], coverage: Coverage = EVERYTHING
+    records: dict[str, Any], coverage: RecordCoverage = EVERYTHING
 ) -> tuple[list[dict[str, Any]], Counts]:
     made = make_repo(DID, records)
     counts = Counts()
