@@ -214,34 +214,36 @@ def _options(workspace: Workspace, given: dict[str, Any], **more: Any) -> SyncOp
 
 
 def _summary(result: SyncResult) -> str:
-    tally = result.tally
-    rows = [[name, number(count)] for name, count in tally.statuses.most_common()]
+    counts = result.counts
+    rows = [[name, number(count)] for name, count in counts.statuses.most_common()]
     lines = [f"run {result.run_id}, {result.seconds:.0f} s", table(["users", ""], rows)]
-    if tally.records:
+    if counts.records:
         records = ", ".join(
-            f"{number(tally.records[name])} {name}" for name in RECORD_TYPES if tally.records[name]
+            f"{number(counts.records[name])} {name}"
+            for name in RECORD_TYPES
+            if counts.records[name]
         )
         lines.append(f"records: {records}")
-        lines.append(f"skipped, of other lexicons: {number(tally.skipped)}")
-        if tally.unreadable_dates:
+        lines.append(f"skipped, of other lexicons: {number(counts.skipped)}")
+        if counts.unreadable_dates:
             lines.append(
-                f"without a readable date, under the date of this sync: {number(tally.unreadable_dates)}"
+                f"without a readable date, under the date of this sync: {number(counts.unreadable_dates)}"
             )
     return "\n".join(lines)
 
 
 def _show_left(result: SyncResult) -> None:
-    tally = result.tally
-    for line in tally.invalid[:_SHOWN]:
+    counts = result.counts
+    for line in counts.invalid[:_SHOWN]:
         click.echo(f"line {line.line}: {line.did[:80]!r}: {line.reason}", err=True)
-    if len(tally.invalid) > _SHOWN:
+    if len(counts.invalid) > _SHOWN:
         click.echo(
-            f"and {number(tally.statuses['invalid_did'] - _SHOWN)} more lines that are no DIDs",
+            f"and {number(counts.statuses['invalid_did'] - _SHOWN)} more lines that are no DIDs",
             err=True,
         )
-    if tally.not_listed:
-        click.echo(f"not everyone is listed: {tally.not_listed}", err=True)
-    if tally.left:
+    if counts.not_listed:
+        click.echo(f"not everyone is listed: {counts.not_listed}", err=True)
+    if counts.left:
         click.echo(
-            f"{number(tally.left)} users are left for the next run; see `pds status`", err=True
+            f"{number(counts.left)} users are left for the next run; see `pds status`", err=True
         )

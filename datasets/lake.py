@@ -289,6 +289,20 @@ class Lake:
         quick.delete(probe)
 
 
+def ensure_lake(lake: Lake) -> None:
+    """Creates the folder of a local lake if it does not exist, then checks the lake.
+
+    Raises ConfigError as `Lake.check` does, and if the folder cannot be made.
+    """
+    if lake.is_local:
+        try:
+            os.makedirs(lake.root, exist_ok=True)
+        except OSError as error:
+            raise from_os_error("make", lake.root, error) from error
+
+    lake.check()
+
+
 def partition_date(folder: str) -> str | None:
     """The date in `partition_date=YYYY-MM-DD`, None for any other name."""
     match = _PARTITION.match(folder)

@@ -25,7 +25,7 @@ from pds.settings import PdsSettings
 
 USER_AGENT = "label-backfill/0.1 (reads public repositories for research)"
 # A DID document or an error has a few hundred bytes, a page of listRepos 200,000.
-MAX_ANSWER = 1 << 21
+MAX_RESPONSE_BYTES = 1 << 21
 _MAX_REDIRECTS = 3
 _KEEP_SECONDS = 20.0
 
@@ -36,7 +36,7 @@ Sink = Callable[[bytes], Awaitable[None]]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """Header names are in lower case. `body` is empty where it went into a sink."""
 
     status: int
@@ -84,8 +84,8 @@ class Client:
         return self._pools[origin]
 
     async def get(
-        self, url: str, admit: Admit, sink: Sink | None = None, limit: int = MAX_ANSWER
-    ) -> Answer:
+        self, url: str, admit: Admit, sink: Sink | None = None, limit: int = MAX_RESPONSE_BYTES
+    ) -> Response:
         """The body of a 200 goes into `sink` if there is one; more than `limit` bytes raise RejectedRepo("too_large").
 
         Raises RejectedRepo for a host that may not be asked, and RetryableError.
@@ -100,7 +100,7 @@ class Client:
                 }
                 if response.status not in (301, 302, 303, 307, 308) or "location" not in headers:
                     into = sink if response.status == 200 else None
-                    return Answer(
+                    return Response(
                         response.status, headers, await self._body(url, response, into, limit)
                     )
             url = urljoin(url, headers["location"])

@@ -1,6 +1,6 @@
-"""The owner of some hosts: it alone asks them, so it alone can keep their limits.
+"""The fetcher of some hosts: it alone asks them, so it alone can keep their limits.
 
-Each host has one owner, an owner has many hosts: a host costs no process, and there are thousands
+Each host has one fetcher, an fetcher has many hosts: a host costs no process, and there are thousands
 of hosts with one user. A host's jobs wait in its own queue, so a host that rests or is slow holds
 up nobody else.
 """
@@ -19,15 +19,25 @@ from typing import Any
 from datasets.errors import RetryableError
 from datasets.lake import Lake
 from pds import xrpc
-from pds.client import MAX_ANSWER, Answer, Client, Sink
+from pds.client import MAX_RESPONSE_BYTES, Client, Response, Sink
 from pds.errors import RejectedRepo
 from pds.identity import read_document
-from pds.jobs import Fetch, Job, List, Outcome, Resolve, Resolved, Staged, Unchanged, Unfinished
-from pds.repo.decode import Decoded, Spooled
-from pds.repo.decoding import Decoding
+from pds.jobs import (
+    Fetch,
+    Job,
+    JobResult,
+    ListRepos,
+    Resolve,
+    Resolved,
+    Staged,
+    Unchanged,
+    Unfinished,
+)
+from pds.repo.decode import DecodedGroup, Spooled
+from pds.repo.decode_queue import DecodeQueue
 from pds.repo.spool import ByteBudget, Download, Spool
 from pds.settings import PdsSettings
-from pds.throttle import HostThrottle, Sent
+from pds.throttle import HostThrottle, SentRequest
 
 # Names of hosts are resolved in threads, and a dead name server takes its time.
 _RESOLVER_THREADS = 32
@@ -44,24 +54,24 @@ class _GaveUp(Exception):
 @dataclass
 class _Host:
     origin: str
-    manners: HostThrottle
+    throttle: HostThrottle
     queue: deque[tuple[Job, int]] = field(default_factory=deque)
     workers: int = 0
     asking: int = 0
     gate: asyncio.Lock = field(default_factory=asyncio.Lock)
     verdict: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def admit(self) -> Sent:
+    async def admit(self) -> SentRequest:
         """Waits for the host's turn, in the order of coming."""
         async with self.gate:
-            while (delay := self.manners.delay(time.monotonic())) > 0 or self.manners.gave_up:
-                if self.manners.gave_up:
+            while (delay := self.throttle.delay(time.monotonic())) > 0 or self.throttle.gave_up:
+                if self.throttle.gave_up:
                     raise _GaveUp
                 self.verdict.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(delay if delay < float("inf") else None):
                         await self.verdict.wait()
-            return self.manners.sent(time.monotonic())
+            return self.throttle.sent(time.monotonic())
 
     def raise_for_error(self, verdict: Callable[..., None], *values: Any, **named: Any) -> None:
         verdict(*values, **named)
@@ -84,13 +94,13 @@ class HostFetcher:
         self._settings, self._insecure = settings, insecure
         self._trusted, self._lake, self._run_id = tuple(trusted), lake, run_id
         self._client: Client | None = None
-        self._decoding: Decoding | None = None
+        self._decoding: DecodeQueue | None = None
         self._spool = Spool(spool_folder) if spool_folder else None
         self._budget = ByteBudget(settings.spool_bytes)
         self._tickets: dict[str, int] = {}
         self._hosts: dict[str, _Host] = {}
         self._workers: set[asyncio.Task[None]] = set()
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[JobResult] = []
         self._news = asyncio.Event()
         self._broken: BaseException | None = None
 
@@ -104,7 +114,7 @@ class HostFetcher:
                 self._workers.add(task)
                 task.add_done_callback(self._workers.discard)
 
-    async def take(self, seconds: float) -> list[Outcome]:
+    async def take(self, seconds: float) -> list[JobResult]:
         """What has come of jobs, as soon as something has, and at the latest after `seconds`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -112,14 +122,14 @@ class HostFetcher:
         if self._broken is not None:
             raise self._broken
         self._news.clear()
-        outcomes, self._outcomes = self._outcomes, []
-        return outcomes
+        results, self._outcomes = self._outcomes, []
+        return results
 
     async def resting(self) -> dict[str, float]:
         """Hosts with work that rest now, and for how many seconds yet."""
         now = time.monotonic()
         rests = {
-            origin: host.manners.resting(now)
+            origin: host.throttle.resting(now)
             for origin, host in self._hosts.items()
             if host.workers
         }
@@ -145,8 +155,8 @@ class HostFetcher:
             self._hosts[origin] = _Host(origin, HostThrottle(self._settings))
         return self._hosts[origin]
 
-    def _tell(self, outcome: Outcome) -> None:
-        self._outcomes.append(outcome)
+    def _tell(self, result: JobResult) -> None:
+        self._outcomes.append(result)
         self._news.set()
 
     def _break(self, error: BaseException) -> None:
@@ -165,15 +175,15 @@ class HostFetcher:
 
     async def _work_on(self, host: _Host, job: Job, attempts: int) -> None:
         try:
-            outcome = await self._do(job)
+            result = await self._do(job)
         except _Limited:
             host.queue.appendleft((job, attempts))
             return
         except _GaveUp:
-            status = host.manners.gave_up or ""
+            status = host.throttle.gave_up or ""
             limited = status == "rate_limited"
             said = "limits our requests" if limited else "does not answer as it should"
-            outcome = Unfinished(
+            result = Unfinished(
                 job, status, f"{host.origin} {said}; it is left for the next run", True, not limited
             )
         except RetryableError as error:
@@ -181,14 +191,14 @@ class HostFetcher:
                 await asyncio.sleep(self._settings.retry_seconds * 4**attempts)
                 host.queue.append((job, attempts + 1))
                 return
-            outcome = Unfinished(job, "unreachable", str(error), passing=True, may_have_moved=True)
+            result = Unfinished(job, "unreachable", str(error), transient=True, may_have_moved=True)
         except RejectedRepo as error:
-            outcome = Unfinished(job, error.status, error.reason)
-        if outcome is not None:
-            self._tell(outcome)
+            result = Unfinished(job, error.status, error.reason)
+        if result is not None:
+            self._tell(result)
 
-    async def _do(self, job: Job) -> Outcome | None:
-        """None where the outcome comes later, from decoding."""
+    async def _do(self, job: Job) -> JobResult | None:
+        """None where the result comes later, from decoding."""
         match job:
             case Resolve():
                 answer, now = await self._ask(job.url), int(time.time())
@@ -196,19 +206,19 @@ class HostFetcher:
                     job.did, answer.status, answer.body, now, self._trusted, insecure=self._insecure
                 )
                 return Resolved(job, found)
-            case List():
+            case ListRepos():
                 return xrpc.read_listing(job, await self._ask(xrpc.list_url(job)))
             case Fetch():
                 return await self._fetch(job)
 
-    async def _fetch(self, job: Fetch) -> Outcome | None:
+    async def _fetch(self, job: Fetch) -> JobResult | None:
         if job.known_rev:
             answer = await self._ask(xrpc.latest_commit_url(job))
             if xrpc.latest_rev(answer) == job.known_rev:
                 return Unchanged(job)
             if refusal := xrpc.refusal(job, answer):
                 return refusal
-        assert self._spool, "an owner without a lake is given nothing to fetch"
+        assert self._spool, "an fetcher without a lake is given nothing to fetch"
         ticket = await self._budget.open()
         download = Download(self._spool.path(), self._budget, ticket)
         try:
@@ -233,11 +243,11 @@ class HostFetcher:
     def _decode(self, spooled: Spooled, ticket: int) -> None:
         assert self._lake
         if self._decoding is None:
-            self._decoding = Decoding(self._lake, self._run_id, self._decoded, self._break)
+            self._decoding = DecodeQueue(self._lake, self._run_id, self._decoded, self._break)
         self._tickets[spooled.path] = ticket
         self._decoding.add(spooled)
 
-    async def _decoded(self, group: Sequence[Spooled], decoded: Decoded) -> None:
+    async def _decoded(self, group: Sequence[Spooled], decoded: DecodedGroup) -> None:
         for spooled in group:
             await self._budget.close(self._tickets.pop(spooled.path))
         if decoded.receipt:
@@ -249,8 +259,10 @@ class HostFetcher:
                 )
             )
 
-    async def _ask(self, url: str, sink: Sink | None = None, limit: int = MAX_ANSWER) -> Answer:
-        """One request and its redirects. Each host's manners are kept, and told what came of it."""
+    async def _ask(
+        self, url: str, sink: Sink | None = None, limit: int = MAX_RESPONSE_BYTES
+    ) -> Response:
+        """One request and its redirects. Each host's throttle are kept, and told what came of it."""
         if self._client is None:
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_RESOLVER_THREADS))
             self._client = Client(self._settings, self._trusted, insecure=self._insecure)
@@ -258,7 +270,7 @@ class HostFetcher:
 
         async def admit(origin: str) -> Callable[[], None]:
             if asked:  # it has redirected us
-                asked[-1].raise_for_error(asked[-1].manners.withdrawn)
+                asked[-1].raise_for_error(asked[-1].throttle.withdrawn)
             host = self._host(origin)
             sent = await host.admit()
             asked.append(host)
@@ -269,14 +281,14 @@ class HostFetcher:
             answer = await self._client.get(url, admit, sink, limit)
         except RetryableError as error:
             asked[-1].raise_for_error(
-                asked[-1].manners.failed,
+                asked[-1].throttle.failed,
                 time.monotonic(),
                 at_once=error.kind in ("connect", "slow"),
             )
             raise
         except RejectedRepo:
             if asked:
-                asked[-1].raise_for_error(asked[-1].manners.withdrawn)
+                asked[-1].raise_for_error(asked[-1].throttle.withdrawn)
             raise
         finally:
             for host in asked:
@@ -285,15 +297,15 @@ class HostFetcher:
         self._heed(asked[-1], answer)
         return answer
 
-    def _heed(self, host: _Host, answer: Answer) -> None:
+    def _heed(self, host: _Host, answer: Response) -> None:
         """Raises _Limited, or RetryableError for an error of the host's own."""
         now, epoch = time.monotonic(), time.time()
         if answer.status == 429 or (answer.status == 503 and "retry-after" in answer.headers):
-            host.raise_for_error(host.manners.limited, now, answer.headers, epoch)
+            host.raise_for_error(host.throttle.limited, now, answer.headers, epoch)
             raise _Limited
         if answer.status >= 500:
-            host.raise_for_error(host.manners.failed, now, at_once=False)
+            host.raise_for_error(host.throttle.failed, now, at_once=False)
             raise RetryableError(
                 f"{host.origin} answered with {answer.status}", kind=f"http_{answer.status}"
             )
-        host.raise_for_error(host.manners.answered, now, answer.headers, epoch)
+        host.raise_for_error(host.throttle.answered, now, answer.headers, epoch)

@@ -1,12 +1,12 @@
-"""What is asked of the owner of a host, and what comes back. Values that cross process borders."""
+"""What is asked of the fetcher of a host, and what comes back. Values that cross process borders."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datasets.repos.coverage import Coverage
-from datasets.repos.raw_records import Receipt
+from datasets.repos.coverage import RecordCoverage
+from datasets.repos.staging import StagingReceipt
 from datasets.repos.state import Identity
 
 
@@ -27,7 +27,7 @@ class Fetch:
     """
 
     identity: Identity
-    coverage: Coverage
+    coverage: RecordCoverage
     known_rev: str | None = None
     replaces: str | None = None
 
@@ -41,7 +41,7 @@ class Fetch:
 
 
 @dataclass(frozen=True)
-class List:
+class ListRepos:
     """Ask a host for a page of its repositories."""
 
     origin: str
@@ -52,7 +52,7 @@ class List:
         return ""
 
 
-Job = Resolve | Fetch | List
+Job = Resolve | Fetch | ListRepos
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Unchanged:
 class Staged:
     """Repositories whose rows are on durable storage, and the size of these rows."""
 
-    receipt: Receipt
+    receipt: StagingReceipt
     rows: int
 
 
@@ -84,8 +84,8 @@ class ListedRepo:
 
 
 @dataclass(frozen=True)
-class Listed:
-    job: List
+class RepoPage:
+    job: ListRepos
     repos: Sequence[ListedRepo]
     cursor: str | None
 
@@ -94,15 +94,15 @@ class Listed:
 class Unfinished:
     """A job that came to nothing: the status and the reason for the user's row.
 
-    `passing`: the same may succeed another day. `may_have_moved`: another host, or another key,
+    `transient`: the same may succeed another day. `may_have_moved`: another host, or another key,
     might give another answer.
     """
 
     job: Job
     status: str
     error: str
-    passing: bool = False
+    transient: bool = False
     may_have_moved: bool = False
 
 
-Outcome = Resolved | Unchanged | Staged | Listed | Unfinished
+JobResult = Resolved | Unchanged | Staged | RepoPage | Unfinished

@@ -28,18 +28,18 @@ _TROUBLE_TIMES = (1, 6, 24)
 _ERRORS_IN_A_ROW = 3
 
 
-class Sent:
+class SentRequest:
     """A request that was let go, and when."""
 
     def __init__(self, at: float) -> None:
         self.at = at
 
 
-class Pace:
+class RequestWindow:
     """At most `qps` requests in any second, as even as lateness allows."""
 
     def __init__(self, qps: float) -> None:
-        self._window = deque[Sent](maxlen=max(1, math.floor(qps)))
+        self._window = deque[SentRequest](maxlen=max(1, math.floor(qps)))
         capacity = self._window.maxlen or 1
         self._seconds = capacity / qps * _STRETCH
         # Late requests are caught up with at up to twice the pace, within the window.
@@ -53,9 +53,9 @@ class Pace:
         free = min(times) + self._seconds if len(times) == self._window.maxlen else now
         return max(0.0, free - now, max(times) + self._gap - now)
 
-    def sent(self, now: float) -> Sent:
+    def sent(self, now: float) -> SentRequest:
         """What it returns may be dated later, when the request has really left."""
-        self._window.append(Sent(now))
+        self._window.append(SentRequest(now))
         return self._window[-1]
 
 
@@ -65,7 +65,7 @@ class HostThrottle:
     def __init__(self, settings: PdsSettings, rng: random.Random | None = None) -> None:
         self._settings = settings
         self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
-        self._pace = Pace(settings.host_qps)
+        self._window = RequestWindow(settings.host_qps)
         self._rest_until = 0.0
         self._slow_until, self._slow_gap, self._last_sent = 0.0, 0.0, -math.inf
         self._rests = 0
@@ -81,12 +81,12 @@ class HostThrottle:
         if self._probing and self._probe_out:
             return math.inf
         slow = self._last_sent + self._slow_gap - now if now < self._slow_until else 0.0
-        return max(self._pace.delay(now), slow)
+        return max(self._window.delay(now), slow)
 
-    def sent(self, now: float) -> Sent:
+    def sent(self, now: float) -> SentRequest:
         self._last_sent = now
         self._probe_out = True
-        return self._pace.sent(now)
+        return self._window.sent(now)
 
     def resting(self, now: float) -> float:
         """Seconds that the host still rests."""

@@ -6,10 +6,10 @@ import json
 from typing import Any
 from urllib.parse import urlencode
 
-from pds.client import Answer
+from pds.client import Response
 from pds.errors import RejectedRepo
 from pds.identity import check_did
-from pds.jobs import Fetch, List, Listed, ListedRepo, Unfinished
+from pds.jobs import Fetch, ListedRepo, ListRepos, RepoPage, Unfinished
 
 PAGE = 1000
 # What a PDS says about a repository that it does not serve.
@@ -28,7 +28,7 @@ _LISTED = {
 _MESSAGE_CHARS = 300
 
 
-def list_url(job: List) -> str:
+def list_url(job: ListRepos) -> str:
     query = {"limit": str(PAGE)} | ({"cursor": job.cursor} if job.cursor else {})
     return f"{job.origin}/xrpc/com.atproto.sync.listRepos?{urlencode(query)}"
 
@@ -41,7 +41,7 @@ def repo_url(job: Fetch) -> str:
     return f"{job.origin}/xrpc/com.atproto.sync.getRepo?{urlencode({'did': job.did})}"
 
 
-def read_listing(job: List, answer: Answer) -> Listed:
+def read_listing(job: ListRepos, answer: Response) -> RepoPage:
     """Raises RejectedRepo where the host does not list its repositories."""
     content = _content(answer) if answer.status == 200 else None
     entries = content.get("repos") if content else None
@@ -53,15 +53,15 @@ def read_listing(job: List, answer: Answer) -> Listed:
     repos = [repo for repo in map(_listed, entries) if repo is not None]
     cursor = content.get("cursor")
     goes_on = isinstance(cursor, str) and entries and cursor != job.cursor
-    return Listed(job, repos, str(cursor) if goes_on else None)
+    return RepoPage(job, repos, str(cursor) if goes_on else None)
 
 
-def latest_rev(answer: Answer) -> str | None:
+def latest_rev(answer: Response) -> str | None:
     content = _content(answer) if answer.status == 200 else None
     return str(content.get("rev")) if content else None
 
 
-def refusal(job: Fetch, answer: Answer) -> Unfinished | None:
+def refusal(job: Fetch, answer: Response) -> Unfinished | None:
     """What the host says about a repository that it does not serve, if that is what it says."""
     content = _content(answer) if answer.status in (400, 404) else None
     status = _REFUSALS.get(str(content.get("error"))) if content else None
@@ -77,7 +77,7 @@ def _shown(message: str) -> str:
     return "".join(char if char.isprintable() else "\ufffd" for char in message[:_MESSAGE_CHARS])
 
 
-def _content(answer: Answer) -> dict[str, Any] | None:
+def _content(answer: Response) -> dict[str, Any] | None:
     try:
         content = json.loads(answer.body)
     except (ValueError, RecursionError):

@@ -19,7 +19,7 @@ import pyarrow as pa
 from actors.integrations import Integration, integrations
 from datasets.database import create_label_table, open_database
 from datasets.repos.coverage import RECORD_TYPES
-from datasets.repos.raw_records import RAW, record_schema
+from datasets.repos.record_schemas import RAW, record_schema
 from datasets.repos.state import create_tables
 from datasets.schemas import OUTCOME_COLUMNS, POST_COLUMNS
 

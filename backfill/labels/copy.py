@@ -11,7 +11,6 @@ names its files after itself.
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -31,9 +30,9 @@ from backfill.overtaken import Writer
 from backfill.status_line import StatusLine
 from backfill.workspace import new_run_id
 from datasets import queues
-from datasets.errors import BackfillError, BadFile, ConfigError, from_os_error
+from datasets.errors import BackfillError, BadFile, ConfigError
 from datasets.labels.reading import Labels
-from datasets.lake import Lake
+from datasets.lake import Lake, ensure_lake
 from datasets.locking.locks import ALL_DATES, Lock
 from datasets.posts import read_uris
 from datasets.uri_index import UriIndex, every_hash, repeated_hashes
@@ -69,7 +68,7 @@ def copy(
     """Every label file of an inclusive range of dates, in either tier. Raises BackfillError."""
     if not source.exists(""):
         raise ConfigError(f"there is no lake at {source.root}; check --from")
-    _make(target)
+    ensure_lake(target)
     run_id, dates = new_run_id(), (start or ALL_DATES[0], end or ALL_DATES[1])
     found = {integration.name: Copied() for integration in chosen}
     with ExitStack() as stack:
@@ -87,15 +86,6 @@ def copy(
             work = _Copying(source, writer, integration.labels, bad_files, found[name], progress)
             work.copy(source.partitions(name, start, end))
     return found
-
-
-def _make(target: Lake) -> None:
-    if target.is_local:
-        try:
-            os.makedirs(target.root, exist_ok=True)
-        except OSError as error:
-            raise from_os_error("make", target.root, error) from error
-    target.check()
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The loop of a sync: users in, jobs to the owners of hosts, outcomes back, statuses and rows to the writer."""
+"""The loop of a sync: users in, jobs to the fetchers of hosts, results back, statuses and rows to the writer."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 from backfill.progress import format_seconds
 from backfill.repos.fetchers import HostFetchers
 from backfill.repos.relocation import RelocationProbe
-from backfill.repos.steps import UNCHANGED, Done, Steps
-from backfill.repos.users import EveryoneOn, Given, Invalid, User
+from backfill.repos.user_sync import UNCHANGED, UserResult, UserSync
+from backfill.repos.users import HostUsers, InvalidLine, User, UserList
 from backfill.repos.writer import Writer
 from backfill.status_line import StatusLine
 from datasets.database import Database
-from datasets.repos.coverage import Coverage
+from datasets.repos.coverage import RecordCoverage
 from datasets.repos.state import Identity, RepoState, load_identities, load_repos, with_status
 from pds.jobs import (
     Job,
-    List,
-    Listed,
+    JobResult,
     ListedRepo,
-    Outcome,
+    ListRepos,
+    RepoPage,
     Resolve,
     Resolved,
     Staged,
@@ -43,7 +43,7 @@ _INVALID_KEPT = 1000
 
 
 @dataclass
-class Tally:
+class SyncCounts:
     """What a sync has done. `left` users are for the next run, `invalid` the first lines that are no DIDs."""
 
     statuses: Counter[str] = field(default_factory=Counter)
@@ -53,7 +53,7 @@ class Tally:
     malformed: int = 0
     bytes: int = 0
     left: int = 0
-    invalid: list[Invalid] = field(default_factory=list)
+    invalid: list[InvalidLine] = field(default_factory=list)
     not_listed: str | None = None
 
     @property
@@ -74,54 +74,54 @@ class Driver:
     def __init__(
         self,
         database: Database,
-        owners: HostFetchers,
+        fetchers: HostFetchers,
         writer: Writer,
         progress: StatusLine,
-        wanted: Coverage,
+        wanted: RecordCoverage,
         plc_url: str,
         identity_hours: float,
     ) -> None:
         self._database, self._owners, self._writer, self._progress = (
             database,
-            owners,
+            fetchers,
             writer,
             progress,
         )
         self._wanted, self._plc_url = wanted, plc_url
         self._identity_seconds = int(identity_hours * 3600)
-        self._window: dict[str, Steps] = {}
-        self._doubts: RelocationProbe[tuple[Steps, Unfinished]] = RelocationProbe()
+        self._window: dict[str, UserSync] = {}
+        self._relocation: RelocationProbe[tuple[UserSync, Unfinished]] = RelocationProbe()
         self._resting: tuple[float, str] = (0.0, "")
-        self.tally = Tally()
+        self.counts = SyncCounts()
 
-    def run(self, source: Given | EveryoneOn) -> None:
+    def run(self, source: UserList | HostUsers) -> None:
         while True:
             self._refill(source)
             if not self._window and source.done:
                 return
-            for outcome in self._owners.take(_TAKE_SECONDS):
-                self._handle(outcome, source)
+            for result in self._owners.take(_TAKE_SECONDS):
+                self._handle(result, source)
             self._writer.write_due()
             self._progress.show(self._line())
 
-    def _refill(self, source: Given | EveryoneOn) -> None:
+    def _refill(self, source: UserList | HostUsers) -> None:
         if job := source.ask():
             self._owners.submit([job])
         while len(self._window) + _CHUNK <= WINDOW:
             some = source.take(_CHUNK)
             if not some:
                 return
-            self._begin(some, source.host if isinstance(source, EveryoneOn) else None)
+            self._begin(some, source.host if isinstance(source, HostUsers) else None)
 
-    def _begin(self, some: Sequence[User | Invalid | ListedRepo], listing: str | None) -> None:
+    def _begin(self, some: Sequence[User | InvalidLine | ListedRepo], listing: str | None) -> None:
         for entry in some:
-            if isinstance(entry, Invalid):
+            if isinstance(entry, InvalidLine):
                 self._refuse(entry)
         # A user who is named twice is one user, as long as he is under way or his rows wait.
         entries = {
             entry.did: entry
             for entry in some
-            if not isinstance(entry, Invalid)
+            if not isinstance(entry, InvalidLine)
             and entry.did not in self._window
             and entry.did not in self._writer.staged
         }
@@ -132,7 +132,7 @@ class Driver:
         jobs: list[Job] = []
         for did, entry in entries.items():
             listed = entry if isinstance(entry, ListedRepo) else None
-            steps = Steps(
+            steps = UserSync(
                 did,
                 self._wanted,
                 self._plc_url,
@@ -145,48 +145,48 @@ class Driver:
             jobs += self._go_on(steps, steps.begin())
         self._owners.submit(jobs)
 
-    def _refuse(self, line: Invalid) -> None:
-        if len(self.tally.invalid) < _INVALID_KEPT:
-            self.tally.invalid.append(line)
-        self.tally.statuses["invalid_did"] += 1
+    def _refuse(self, line: InvalidLine) -> None:
+        if len(self.counts.invalid) < _INVALID_KEPT:
+            self.counts.invalid.append(line)
+        self.counts.statuses["invalid_did"] += 1
         self._writer.state(RepoState(line.did, "invalid_did", error=line.reason, synced_at=_now()))
 
-    def _handle(self, outcome: Outcome, source: Given | EveryoneOn) -> None:
-        match outcome:
+    def _handle(self, result: JobResult, source: UserList | HostUsers) -> None:
+        match result:
             case Staged():
-                self._stage(outcome)
+                self._stage(result)
             case Resolved(job, identity):
                 self._writer.identity(identity)
                 steps = self._window[job.did]
                 self._answer_doubt(steps, identity)
                 self._owners.submit(self._go_on(steps, steps.resolved(identity)))
             case Unchanged(job):
-                self._finish(self._window[job.did], Done(UNCHANGED))
-            case Listed() if isinstance(source, EveryoneOn):
-                source.listed(outcome)
-            case Unfinished(List()) if isinstance(source, EveryoneOn):
+                self._finish(self._window[job.did], UserResult(UNCHANGED))
+            case RepoPage() if isinstance(source, HostUsers):
+                source.listed(result)
+            case Unfinished(ListRepos()) if isinstance(source, HostUsers):
                 source.ended()
-                self.tally.not_listed = outcome.error
+                self.counts.not_listed = result.error
             case Unfinished():
-                self._leave(self._window[outcome.job.did], outcome)
+                self._leave(self._window[result.job.did], result)
 
-    def _leave(self, steps: Steps, left: Unfinished) -> None:
+    def _leave(self, steps: UserSync, left: Unfinished) -> None:
         if isinstance(left.job, Resolve):
             self._answer_doubt(steps, None)
-        elif left.passing and steps.doubts(left):
-            ask = self._doubts.ask(left.job.origin, (steps, left))
+        elif left.transient and steps.doubts(left):
+            ask = self._relocation.ask(left.job.origin, (steps, left))
             if ask is None:
                 return
             if not ask:
                 steps.asked_again = True
         self._owners.submit(self._go_on(steps, steps.left(left)))
 
-    def _answer_doubt(self, steps: Steps, identity: Identity | None) -> None:
+    def _answer_doubt(self, steps: UserSync, identity: Identity | None) -> None:
         """Tells what has become of a user of a host that does not answer, and goes on with those who waited for it."""
-        if steps.refused is None or not steps.refused.passing:
+        if steps.refused is None or not steps.refused.transient:
             return
         host = steps.refused.job.origin
-        ask, held = self._doubts.answered(
+        ask, held = self._relocation.answered(
             host, moved=identity is not None and identity.host != host
         )
         jobs: list[Job] = []
@@ -199,18 +199,18 @@ class Driver:
         self._writer.receipt(staged.receipt, staged.rows)
         for repo in staged.receipt.repos:
             del self._window[repo.did]
-        self.tally.count(staged.receipt.repos)
+        self.counts.count(staged.receipt.repos)
 
-    def _go_on(self, steps: Steps, step: Job | Done) -> list[Job]:
-        if isinstance(step, Done):
+    def _go_on(self, steps: UserSync, step: Job | UserResult) -> list[Job]:
+        if isinstance(step, UserResult):
             self._finish(steps, step)
             return []
         return [step]
 
-    def _finish(self, steps: Steps, done: Done) -> None:
+    def _finish(self, steps: UserSync, done: UserResult) -> None:
         del self._window[steps.did]
-        self.tally.statuses[done.status] += 1
-        self.tally.left += done.passing
+        self.counts.statuses[done.status] += 1
+        self.counts.left += done.transient
         before = steps.before or RepoState(steps.did)
         if done.status != UNCHANGED:
             known = _of(steps.identity)
@@ -224,11 +224,11 @@ class Driver:
         now = time.monotonic()
         if now - self._resting[0] >= _RESTING_SECONDS:
             self._resting = now, _resting(self._owners.resting())
-        tally = self.tally
-        others = tally.users - tally.statuses["ok"] - tally.statuses[UNCHANGED]
+        counts = self.counts
+        others = counts.users - counts.statuses["ok"] - counts.statuses[UNCHANGED]
         return (
-            f"{tally.users:,} users: {tally.statuses['ok']:,} fetched, {tally.statuses[UNCHANGED]:,} unchanged, "
-            f"{others:,} not; {tally.records.total():,} records{self._resting[1]}"
+            f"{counts.users:,} users: {counts.statuses['ok']:,} fetched, {counts.statuses[UNCHANGED]:,} unchanged, "
+            f"{others:,} not; {counts.records.total():,} records{self._resting[1]}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The owners of hosts, as actors: which host goes to which, and the talk with them."""
+"""The fetchers of hosts, as actors: which host goes to which, and the talk with them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from datasets.boundary.placement import on_node
 from datasets.errors import ConfigError, RetryableError, find_our_error, summary
 from datasets.lake import Lake
 from pds.fetcher import HostFetcher
-from pds.jobs import Job, Outcome
+from pds.jobs import Job, JobResult
 from pds.settings import PdsSettings
 
-# An owner is one process that mostly waits. So many CPUs keep up with what it fetches.
+# An fetcher is one process that mostly waits. So many CPUs keep up with what it fetches.
 _CPUS_PER_OWNER = 8
-# Between two of its answers an owner may be busy, but not this long.
+# Between two of its answers an fetcher may be busy, but not this long.
 _TAKE_SECONDS = 5.0
 
 
 class HostFetchers:
-    """Ray must have been started. A host is always the same owner's."""
+    """Ray must have been started. A host is always the same fetcher's."""
 
     def __init__(
         self,
@@ -58,17 +58,17 @@ class HostFetchers:
         for number, part in parts.items():
             self._actors[number].submit.remote(part)
 
-    def take(self, seconds: float) -> list[Outcome]:
-        """What has come of jobs; nothing if `seconds` bring no news. Raises what has broken an owner."""
+    def take(self, seconds: float) -> list[JobResult]:
+        """What has come of jobs; nothing if `seconds` bring no news. Raises what has broken an fetcher."""
         ready, _ = self._ray.wait(list(self._waiting), num_returns=len(self._waiting), timeout=0)
         if not ready:
             ready, _ = self._ray.wait(list(self._waiting), num_returns=1, timeout=seconds)
-        outcomes: list[Outcome] = []
+        results: list[JobResult] = []
         for reference in ready:
             number = self._waiting.pop(reference)
-            outcomes += self._get(reference)
+            results += self._get(reference)
             self._waiting[self._actors[number].take.remote(_TAKE_SECONDS)] = number
-        return outcomes
+        return results
 
     def resting(self) -> dict[str, float]:
         """Hosts with work that rest now, and for how many seconds yet."""
@@ -96,7 +96,7 @@ class HostFetchers:
 
 
 def _places() -> list[str]:
-    """The node of each owner. Its decoders run there too, so it has to have a CPU."""
+    """The node of each fetcher. Its decoders run there too, so it has to have a CPU."""
     import ray
 
     places: list[str] = []

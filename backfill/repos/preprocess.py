@@ -29,7 +29,7 @@ from datasets.errors import BadFile, ConfigError
 from datasets.lake import POSTS, partition_date
 from datasets.locking.locks import Lock
 from datasets.posts import read_uris
-from datasets.repos.raw_records import RAW
+from datasets.repos.record_schemas import RAW
 from datasets.schemas import PARTITION_DATE
 from pds.syntax import utc_date
 

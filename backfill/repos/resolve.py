@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from backfill.repos.steps import Done, Steps
-from backfill.repos.sync import SyncOptions, make_lake, user_origin
-from backfill.repos.users import Invalid, User, check_file, read_users
+from backfill.repos.sync import SyncOptions, user_origin
+from backfill.repos.user_sync import UserResult, UserSync
+from backfill.repos.users import InvalidLine, User, check_file, read_users
 from backfill.workspace import Workspace
 from datasets.database import Database, open_database
+from datasets.lake import ensure_lake
 from datasets.repos.state import Identity, create_tables, load_identities, save_identities
 from pds.fetcher import HostFetcher
 from pds.jobs import Resolve, Resolved, Unfinished
@@ -27,7 +28,7 @@ class Unresolved:
     did: str
     status: str
     error: str
-    passing: bool = False
+    transient: bool = False
 
 
 OnFound = Callable[[Identity | Unresolved], None]
@@ -43,9 +44,9 @@ class _Run:
     fresh: list[Identity] = field(default_factory=list)
     left: int = 0
 
-    def begin(self, some: list[User | Invalid]) -> list[Resolve]:
+    def begin(self, some: list[User | InvalidLine]) -> list[Resolve]:
         for line in some:
-            if isinstance(line, Invalid):
+            if isinstance(line, InvalidLine):
                 self.on_found(
                     Unresolved(line.did, "invalid_did", f"line {line.line}: {line.reason}")
                 )
@@ -56,26 +57,26 @@ class _Run:
         cached = load_identities(self.database, dids, int(time.time()), max_age)
         jobs = []
         for did in dids:
-            step = Steps(did, {}, self.plc_url, identity=None).begin()
+            step = UserSync(did, {}, self.plc_url, identity=None).begin()
             if did in cached:
                 self.on_found(cached[did])
             elif isinstance(step, Resolve):
                 self.under_way.add(did)
                 jobs.append(step)
-            elif isinstance(step, Done):
+            elif isinstance(step, UserResult):
                 self.on_found(Unresolved(did, step.status, step.error or ""))
         return jobs
 
-    def take(self, outcome: object) -> None:
-        match outcome:
+    def take(self, result: object) -> None:
+        match result:
             case Resolved(job, identity):
                 self.under_way.discard(job.did)
                 self.fresh.append(identity)
                 self.on_found(identity)
             case Unfinished(job):
                 self.under_way.discard(job.did)
-                self.left += outcome.passing
-                self.on_found(Unresolved(job.did, outcome.status, outcome.error, outcome.passing))
+                self.left += result.transient
+                self.on_found(Unresolved(job.did, result.status, result.error, result.transient))
         if len(self.fresh) >= _CHUNK:
             self.save()
 
@@ -85,10 +86,10 @@ class _Run:
 
 
 def resolve(workspace: Workspace, options: SyncOptions, on_found: OnFound) -> int:
-    """Tells each user's identity as it is known; the number of users left for a passing reason."""
+    """Tells each user's identity as it is known; the number of users left for a transient reason."""
     plc_url = user_origin(options.plc_url, "--plc-url")
     check_file(options.dids_file)
-    make_lake(workspace.lake)
+    ensure_lake(workspace.lake)
     database = open_database(workspace.database_url)
     try:
         create_tables(database)
@@ -102,8 +103,8 @@ def resolve(workspace: Workspace, options: SyncOptions, on_found: OnFound) -> in
         database.close()
 
 
-async def _ask(run: _Run, users: Iterator[User | Invalid]) -> None:
-    owner = HostFetcher(
+async def _ask(run: _Run, users: Iterator[User | InvalidLine]) -> None:
+    fetcher = HostFetcher(
         run.options.settings, [run.plc_url], insecure=run.options.allow_insecure_hosts
     )
     more = True
@@ -112,9 +113,9 @@ async def _ask(run: _Run, users: Iterator[User | Invalid]) -> None:
             while more and len(run.under_way) < _WINDOW:
                 some = list(islice(users, _CHUNK))
                 more = len(some) == _CHUNK
-                await owner.submit(run.begin(some))
+                await fetcher.submit(run.begin(some))
             if run.under_way:
-                for outcome in await owner.take(1.0):
-                    run.take(outcome)
+                for result in await fetcher.take(1.0):
+                    run.take(result)
     finally:
-        await owner.close()
+        await fetcher.close()

@@ -10,7 +10,7 @@ from backfill.workspace import Workspace
 from datasets.boundary.secrets import redact
 from datasets.database import is_there, open_database
 from datasets.errors import ConfigError
-from datasets.repos.state import PASSING, all_repos, create_tables
+from datasets.repos.state import TRANSIENT_STATUSES, all_repos, create_tables
 
 
 @dataclass
@@ -26,7 +26,7 @@ class PdsStatus:
 
     @property
     def left(self) -> int:
-        return sum(self.statuses[status] for status in PASSING)
+        return sum(self.statuses[status] for status in TRANSIENT_STATUSES)
 
     def as_dict(self) -> dict[str, Any]:
         errors = [

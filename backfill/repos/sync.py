@@ -1,6 +1,6 @@
 """`pds sync`: from users to verified records in the lake.
 
-The driver decides and writes; owners of hosts ask, Ray tasks decode. What owners report as staged
+The driver decides and writes; fetchers of hosts ask, Ray tasks decode. What fetchers report as staged
 is on durable storage; only the driver moves it into the lake (datasets/repos/raw_records.py) and keeps
 the state, under a lock that dies with it, so it may be killed at any moment.
 """
@@ -16,20 +16,21 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from backfill.ray_session import ray_running
-from backfill.repos.driver import Driver, Tally
+from backfill.repos.driver import Driver, SyncCounts
 from backfill.repos.fetchers import HostFetchers
-from backfill.repos.users import EveryoneOn, Given, check_file, read_users
+from backfill.repos.users import HostUsers, UserList, check_file, read_users
 from backfill.repos.writer import Writer, say_outdated
 from backfill.status_line import StatusLine
 from backfill.workspace import Workspace, new_run_id
 from datasets.boundary.secrets import remember_url
 from datasets.database import Database, open_database
-from datasets.errors import ConfigError, from_os_error
-from datasets.lake import Lake
+from datasets.errors import ConfigError
+from datasets.lake import Lake, ensure_lake
 from datasets.locking.locks import Lock
 from datasets.queues import digest
 from datasets.repos.coverage import RECORD_TYPES, covering
-from datasets.repos.raw_records import flush, recover, staged
+from datasets.repos.flush import flush, recover
+from datasets.repos.staging import staged
 from datasets.repos.state import RepoState, create_tables
 from datasets.scratch import scratch_folder
 from pds.addresses import origin_of
@@ -58,34 +59,34 @@ class SyncOptions:
 @dataclass
 class SyncResult:
     run_id: str
-    tally: Tally
+    counts: SyncCounts
     seconds: float = 0.0
     interrupted: bool = False
 
     @property
     def exit_code(self) -> int:
-        """0 everyone is synced or has an answer, 3 some are left for a passing reason."""
+        """0 everyone is synced or has an answer, 3 some are left for a transient reason."""
         if self.interrupted:
             return 130
-        return 3 if self.tally.left or self.tally.not_listed else 0
+        return 3 if self.counts.left or self.counts.not_listed else 0
 
     def as_dict(self) -> dict[str, Any]:
-        tally = self.tally
+        counts = self.counts
         return {
             "run_id": self.run_id,
-            "users": tally.users,
-            "statuses": dict(tally.statuses),
-            "left": tally.left,
-            "records": dict(tally.records),
-            "skipped": tally.skipped,
-            "unreadable_dates": tally.unreadable_dates,
-            "malformed": tally.malformed,
-            "bytes": tally.bytes,
+            "users": counts.users,
+            "statuses": dict(counts.statuses),
+            "left": counts.left,
+            "records": dict(counts.records),
+            "skipped": counts.skipped,
+            "unreadable_dates": counts.unreadable_dates,
+            "malformed": counts.malformed,
+            "bytes": counts.bytes,
             "invalid": [
                 {"line": line.line, "did": line.did, "reason": line.reason}
-                for line in tally.invalid
+                for line in counts.invalid
             ],
-            "not_listed": tally.not_listed,
+            "not_listed": counts.not_listed,
             "seconds": round(self.seconds, 3),
         }
 
@@ -96,9 +97,9 @@ def sync(workspace: Workspace, options: SyncOptions, stream: TextIO) -> SyncResu
     plc_url = user_origin(options.plc_url, "--plc-url")
     host = user_origin(options.host, "--host") if options.host else None
     check_file(options.dids_file)
-    make_lake(workspace.lake)
+    ensure_lake(workspace.lake)
     run_id = new_run_id()
-    result = SyncResult(run_id, Tally())
+    result = SyncResult(run_id, SyncCounts())
     with ExitStack() as stack:
         lock = stack.enter_context(Lock(workspace.lake, LOCK, "run", run_id))
         database = open_database(workspace.database_url)
@@ -106,26 +107,26 @@ def sync(workspace: Workspace, options: SyncOptions, stream: TextIO) -> SyncResu
         progress = StatusLine(stream)
         stack.callback(progress.close)
         _recover(workspace.lake, database, run_id, lock, progress)
-        source = EveryoneOn(host) if host else Given(read_users(options.dids, options.dids_file))
+        source = HostUsers(host) if host else UserList(read_users(options.dids, options.dids_file))
         trusted = [origin for origin in (plc_url, host) if origin]
-        owners = _start_owners(workspace, options, trusted, run_id, stack)
+        fetchers = _start_owners(workspace, options, trusted, run_id, stack)
         writer = Writer(workspace.lake, database, run_id, lock, options.settings, progress.say)
         wanted = covering(options.record_types, options.start, options.end)
         driver = Driver(
-            database, owners, writer, progress, wanted, plc_url, options.settings.identity_hours
+            database, fetchers, writer, progress, wanted, plc_url, options.settings.identity_hours
         )
-        result.tally = driver.tally
+        result.counts = driver.counts
         try:
             driver.run(source)
         except KeyboardInterrupt:
             result.interrupted = True
             progress.say("stopping; what is fetched is being saved")
-            owners.close()
+            fetchers.close()
         writer.save()
         writer.flush()
         if result.interrupted:
-            # What the owners had not told of yet.
-            result.tally.count(
+            # What the fetchers had not told of yet.
+            result.counts.count(
                 _flush_staged(workspace.lake, database, f"{run_id}-last", lock, progress)
             )
     result.seconds = time.monotonic() - started
@@ -139,16 +140,6 @@ def user_origin(url: str, option: str) -> str:
         return origin_of(url if "://" in url else f"https://{url}", insecure=True)
     except RejectedRepo as error:
         raise ConfigError(f"{option}: {error}; give it as https://HOST") from error
-
-
-def make_lake(lake: Lake) -> None:
-    """A sync may be what fills a new lake."""
-    if lake.is_local:
-        try:
-            os.makedirs(lake.root, exist_ok=True)
-        except OSError as error:
-            raise from_os_error("make", lake.root, error) from error
-    lake.check()
 
 
 def _recover(lake: Lake, database: Database, run_id: str, lock: Lock, progress: StatusLine) -> None:
@@ -175,7 +166,7 @@ def _start_owners(
     stack.enter_context(ray_running(workspace.ray_address, debug=workspace.debug))
     spool = _spool(workspace.lake, run_id)
     stack.callback(shutil.rmtree, spool, ignore_errors=True)
-    owners = HostFetchers(
+    fetchers = HostFetchers(
         options.settings,
         trusted,
         workspace.lake,
@@ -183,8 +174,8 @@ def _start_owners(
         spool,
         insecure=options.allow_insecure_hosts,
     )
-    stack.callback(owners.close)
-    return owners
+    stack.callback(fetchers.close)
+    return fetchers
 
 
 def _spool(lake: Lake, run_id: str) -> str:

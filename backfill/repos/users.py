@@ -10,7 +10,7 @@ from itertools import islice
 from datasets.errors import ConfigError, from_os_error
 from pds.errors import RejectedRepo
 from pds.identity import check_did
-from pds.jobs import Job, List, Listed, ListedRepo
+from pds.jobs import Job, ListedRepo, ListRepos, RepoPage
 
 # What a line of a file may have at the most; a DID has 2,048 characters.
 _MAX_LINE = 4096
@@ -25,7 +25,7 @@ class User:
 
 
 @dataclass(frozen=True)
-class Invalid:
+class InvalidLine:
     """A line that is no DID of ours, and why."""
 
     did: str
@@ -33,7 +33,7 @@ class Invalid:
     reason: str
 
 
-def read_users(dids: Iterable[str], dids_file: str | None) -> Iterator[User | Invalid]:
+def read_users(dids: Iterable[str], dids_file: str | None) -> Iterator[User | InvalidLine]:
     """Line by line: a list may be longer than memory. Blank lines and lines that begin with # are none.
 
     Raises ConfigError where the file cannot be read.
@@ -58,11 +58,11 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
         raise from_os_error("read", path, error) from error
 
 
-def _checked(text: str, line: int) -> User | Invalid:
+def _checked(text: str, line: int) -> User | InvalidLine:
     try:
         check_did(text)
     except RejectedRepo as error:
-        return Invalid(text[:200], line, error.reason)
+        return InvalidLine(text[:200], line, error.reason)
     return User(text, line)
 
 
@@ -78,14 +78,14 @@ def check_file(dids_file: str | None) -> None:
             raise from_os_error("read", dids_file, error) from error
 
 
-class Given:
+class UserList:
     """Users from a file or the command line."""
 
-    def __init__(self, users: Iterator[User | Invalid]) -> None:
+    def __init__(self, users: Iterator[User | InvalidLine]) -> None:
         self._users = users
         self.done = False
 
-    def take(self, count: int) -> list[User | Invalid]:
+    def take(self, count: int) -> list[User | InvalidLine]:
         """Up to so many."""
         some = list(islice(self._users, count))
         self.done = len(some) < count
@@ -96,12 +96,12 @@ class Given:
         return None
 
 
-class EveryoneOn:
+class HostUsers:
     """Everyone whom a host lists, a page at a time."""
 
     def __init__(self, host: str) -> None:
         self.host = host
-        self._next: List | None = List(host)
+        self._next: ListRepos | None = ListRepos(host)
         self._asked = False
         self._repos = deque[ListedRepo]()
 
@@ -114,10 +114,10 @@ class EveryoneOn:
         self._asked = True
         return self._next
 
-    def listed(self, page: Listed) -> None:
+    def listed(self, page: RepoPage) -> None:
         self._asked = False
         self._repos.extend(page.repos)
-        self._next = List(self.host, page.cursor) if page.cursor else None
+        self._next = ListRepos(self.host, page.cursor) if page.cursor else None
 
     def ended(self) -> None:
         self._asked, self._next = False, None

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from datasets.database import Database
 from datasets.lake import Lake
 from datasets.locking.locks import Lock
-from datasets.repos.raw_records import Receipt, flush, outdated
+from datasets.repos.flush import flush, outdated
+from datasets.repos.staging import StagingReceipt
 from datasets.repos.state import Identity, RepoState, save_identities, save_repos
 from pds.settings import PdsSettings
 
@@ -37,7 +38,7 @@ class Writer:
         self._say = say
         self._identities: list[Identity] = []
         self._states: list[RepoState] = []
-        self._receipts: list[Receipt] = []
+        self._receipts: list[StagingReceipt] = []
         self._rows = self._batches = 0
         self._saved = self._news = time.monotonic()
         self._oldest = 0.0
@@ -50,7 +51,7 @@ class Writer:
     def state(self, state: RepoState) -> None:
         self._states.append(state)
 
-    def receipt(self, receipt: Receipt, rows: int) -> None:
+    def receipt(self, receipt: StagingReceipt, rows: int) -> None:
         now = time.monotonic()
         if not self._receipts:
             self._oldest = now
@@ -95,7 +96,7 @@ class Writer:
 
 
 def say_outdated(
-    receipts: Sequence[Receipt], written: Sequence[RepoState], say: Callable[[str], None]
+    receipts: Sequence[StagingReceipt], written: Sequence[RepoState], say: Callable[[str], None]
 ) -> None:
     """Names what a flush has left out."""
     if dids := sorted(outdated(receipts, written)):

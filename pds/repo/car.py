@@ -310,7 +310,7 @@ def _decoded(block: bytes, what: str) -> dict[str, Any]:
 
 @contextmanager
 def _without_gc() -> Iterator[None]:
-    """Decoding makes many containers and no cycles: the collector would only look at them, for half of the time."""
+    """DecodeQueue makes many containers and no cycles: the collector would only look at them, for half of the time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

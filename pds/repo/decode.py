@@ -1,4 +1,4 @@
-"""Downloaded CARs → staged rows: the body of a Ray task, off the owners of the hosts."""
+"""Downloaded CARs → staged rows: the body of a Ray task, off the fetchers of the hosts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from datasets.lake import Lake
-from datasets.repos.raw_records import Receipt, acknowledge, discard, stage_rows
+from datasets.repos.staging import StagingReceipt, acknowledge, discard, stage_rows
 from datasets.repos.state import RepoState
 from pds.errors import BadSignature, RejectedRepo
 from pds.jobs import Fetch
@@ -36,7 +36,7 @@ class Spooled:
 
 
 @dataclass(frozen=True)
-class Failure:
+class DecodeFailure:
     """Why a download is not staged. `bad_signature`: it may be right with another key."""
 
     job: Fetch
@@ -46,15 +46,15 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedGroup:
     """`receipt` is None where nothing was staged."""
 
-    receipt: Receipt | None
+    receipt: StagingReceipt | None
     rows: int
-    failures: tuple[Failure, ...]
+    failures: tuple[DecodeFailure, ...]
 
 
-def decode_group(lake: Lake, name: str, group: Sequence[Spooled]) -> Decoded:
+def decode_group(lake: Lake, name: str, group: Sequence[Spooled]) -> DecodedGroup:
     """Verifies, decodes and stages some repositories under a receipt of this name. The files stay."""
     segments = _Segments(lake, name)
     states, failures = [], []
@@ -69,16 +69,20 @@ def decode_group(lake: Lake, name: str, group: Sequence[Spooled]) -> Decoded:
             except RejectedRepo as error:
                 segments.drop()
                 bad_signature = isinstance(error, BadSignature)
-                failures.append(Failure(spooled.job, error.status, error.reason, bad_signature))
+                failures.append(
+                    DecodeFailure(spooled.job, error.status, error.reason, bad_signature)
+                )
     finally:
         gc.enable()
     if not states:
-        return Decoded(None, 0, tuple(failures))
-    receipt = Receipt(
+        return DecodedGroup(None, 0, tuple(failures))
+    receipt = StagingReceipt(
         name, segments.close(), tuple(states), {state.did: replaces[state.did] for state in states}
     )
     acknowledge(lake, receipt)
-    return Decoded(receipt, sum(sum(state.records.values()) for state in states), tuple(failures))
+    return DecodedGroup(
+        receipt, sum(sum(state.records.values()) for state in states), tuple(failures)
+    )
 
 
 def _decode(spooled: Spooled, segments: _Segments) -> RepoState:

@@ -12,8 +12,8 @@ from typing import Any
 import libipld
 import pyarrow as pa
 
-from datasets.repos.coverage import Coverage, includes
-from datasets.repos.raw_records import STAGED_SCHEMA
+from datasets.repos.coverage import RecordCoverage, includes
+from datasets.repos.record_schemas import STAGED_SCHEMA
 from pds.repo.car import Repo
 from pds.syntax import utc_date
 
@@ -47,7 +47,7 @@ class Counts:
     malformed: int = 0
 
 
-def rows(repo: Repo, coverage: Coverage, synced: str, counts: Counts) -> Iterator[pa.Table]:
+def rows(repo: Repo, coverage: RecordCoverage, synced: str, counts: Counts) -> Iterator[pa.Table]:
     """The records that `coverage` wants, as tables of STAGED_SCHEMA; `counts` is added to.
 
     `synced` is when (YYYY-MM-DD-HH:MM:SS, UTC). A record whose date cannot be read goes under its
@@ -76,7 +76,7 @@ class _Chosen:
 
 
 def _chunk_rows(
-    repo: Repo, collection: str, chunk: range, coverage: Coverage, synced: str, counts: Counts
+    repo: Repo, collection: str, chunk: range, coverage: RecordCoverage, synced: str, counts: Counts
 ) -> Iterator[pa.Table]:
     chosen: dict[str, _Chosen] = {}
     only = _TYPES.get(collection)

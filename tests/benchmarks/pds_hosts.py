@@ -52,7 +52,7 @@ def _measure(plans: list[HostPlan]) -> float:
         by_host = here.times()
     good = [times for times, plan in zip(by_host, plans, strict=True) if plan.kind == GOOD]
     asked = sorted(of_all(good))
-    print(f"{len(plans)} hosts, {seconds:.1f} s in all: {dict(Counter(result.tally.statuses))}")
+    print(f"{len(plans)} hosts, {seconds:.1f} s in all: {dict(Counter(result.counts.statuses))}")
     rates = [(len(times) - 1) / (times[-1] - times[0]) for times in good]
     most = max(map(most_in_a_second, good))
     print(

@@ -37,7 +37,7 @@ def main() -> None:
         result, seconds = run_sync(lake, here, here.dids[0], PdsSettings(host_qps=QPS))
         [times] = here.times()
     used = (len(times) - 1) / (times[-1] - times[0]) / QPS
-    print(f"{result.tally.statuses['ok']} repositories of one host in {seconds:.1f} s")
+    print(f"{result.counts.statuses['ok']} repositories of one host in {seconds:.1f} s")
     print(
         f"{len(times)} requests in {times[-1] - times[0]:.1f} s: {used:.1%} of {QPS:g} a second used"
     )

@@ -58,9 +58,9 @@ def _measure(pipe: Connection, users: int) -> None:
 
 def _sync(lake: Path, here: World) -> str:
     result, seconds = run_sync(lake, here, of_all(here.dids), SETTINGS)
-    tally = result.tally
-    counts = ", ".join(f"{count:,} {name}" for name, count in tally.statuses.items())
-    return f"{counts}, {tally.records.total():,} records, {seconds:.1f} s, {tally.users / seconds:.0f} users/s"
+    counts = result.counts
+    counts = ", ".join(f"{count:,} {name}" for name, count in counts.statuses.items())
+    return f"{counts}, {counts.records.total():,} records, {seconds:.1f} s, {counts.users / seconds:.0f} users/s"
 
 
 def _peak_mib() -> float:

@@ -1,4 +1,4 @@
-"""Mutations of CARs: of the bytes, and of repositories whose owner signs whatever he likes.
+"""Mutations of CARs: of the bytes, and of repositories whose fetcher signs whatever he likes.
 
 What is accepted must be right. After a mutation of the bytes that is the same records as before:
 nothing but order, repetition and what is not linked can differ. Of a repository that was signed

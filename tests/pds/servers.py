@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from tests.pds.repos import Made
+from tests.pds.support import FIXTURES, INDEX, car
 
-FIXTURES = Path(__file__).parent / "fixtures"
 HTML_429 = b"<html><head><title>429 Too Many Requests</title></head><body>nginx</body></html>"
 
 
@@ -243,8 +242,7 @@ class Network:
 
     def add_fixtures(self, host: Pds) -> dict[str, str]:
         """The users of the reference PDS; name → DID."""
-        index = json.loads((FIXTURES / "index.json").read_text())
-        for name, entry in index.items():
+        for name, entry in INDEX.items():
             did = entry["did"]
             if (FIXTURES / f"{name}.did.json").exists():
                 found = json.loads((FIXTURES / f"{name}.did.json").read_text())
@@ -252,10 +250,10 @@ class Network:
                 self.plc.documents[did] = found
             if entry["getRepo_status"] == 200:
                 commit = entry["latest_commit"]
-                host.add(did, commit["rev"], commit["cid"], (FIXTURES / f"{name}.car").read_bytes())
+                host.add(did, commit["rev"], commit["cid"], car(name))
             elif (error := entry["getRepo_body"]["error"]) != "RepoNotFound":
                 host.refused[did] = error
-        return {name: entry["did"] for name, entry in index.items()}
+        return {name: entry["did"] for name, entry in INDEX.items()}
 
     def close(self) -> None:
         for server in [self.plc.server, *(host.server for host in self.hosts)]:

@@ -131,7 +131,7 @@ def test_repositories_of_arroba(arroba: Arroba, tmp_path: Path) -> None:
             for path in records(10 + 20 * n)
         ]
         assert uris(tmp_path) == sorted(expected)
-        assert result.tally.records == {"post": 90, "like": 3}
+        assert result.counts.records == {"post": 90, "like": 3}
 
         # One repository changes: a post is deleted, one is edited, one is new.
         changed, repo = make_did(1), users[make_did(1)]
@@ -142,7 +142,7 @@ def test_repositories_of_arroba(arroba: Arroba, tmp_path: Path) -> None:
             repo, Action.CREATE, {"app.bsky.feed.post/3kzzzzzzzzzz2": records(1, "new")[paths[0]]}
         )
         result = run(tmp_path, net, host=arroba.origin)
-        assert result.tally.statuses == {"ok": 1, "unchanged": 2}
+        assert result.counts.statuses == {"ok": 1, "unchanged": 2}
         expected.remove(at_uri(changed, *paths[0].split("/")))
         expected.append(at_uri(changed, "app.bsky.feed.post", "3kzzzzzzzzzz2"))
         assert uris(tmp_path) == sorted(expected)

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from datasets.errors import RetryableError
-from pds.client import Answer, Client
+from pds.client import Client, Response
 from pds.errors import RejectedRepo
 from pds.settings import PdsSettings
 from tests.pds.servers import Reply, Server
@@ -42,7 +42,7 @@ def get(
     sink: Any = None,
     admitted: Any = None,
     **options: Any,
-) -> Answer:
+) -> Response:
     """One request, as if it were the only thing in the world."""
 
     async def admit(origin: str) -> Callable[[], None]:
@@ -50,7 +50,7 @@ def get(
             admitted.append(origin)
         return lambda: None
 
-    async def ask() -> Answer:
+    async def ask() -> Response:
         client = Client(settings, **options)
         try:
             return await client.get(url, admit, sink, limit)

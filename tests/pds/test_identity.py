@@ -11,7 +11,7 @@ from pds.errors import RejectedRepo
 from pds.identity import check_did, document_url, read_document
 from tests.pds.repos import Key, make_did
 from tests.pds.servers import document
-from tests.pds.support import FIXTURES, INDEX, INTEROP
+from tests.pds.support import FIXTURES, INDEX, json_vectors, needs_fixtures, needs_interop
 
 DID = make_did(3)
 KEY = Key.make()
@@ -25,6 +25,7 @@ def refusal(body: Any, status: int = 200, did: str = DID) -> tuple[str, str]:
     return caught.value.status, caught.value.reason
 
 
+@needs_fixtures
 @pytest.mark.parametrize(
     "name", [name for name in INDEX if (FIXTURES / f"{name}.did.json").exists()]
 )
@@ -50,8 +51,9 @@ def test_keys_of_both_curves(curve: type[ec.EllipticCurve]) -> None:
     assert (found.key, found.host, found.handle) == (key.did_key, PDS, "user.example.com")
 
 
+@needs_interop
 def test_keys_of_the_older_kinds() -> None:
-    for vector in json.loads((INTEROP / "crypto/signature-fixtures.json").read_text()):
+    for vector in json_vectors("crypto/signature-fixtures.json"):
         content = document(DID, KEY.did_key, PDS)
         content["verificationMethod"][0] |= {
             "type": vector["didDocSuite"],

@@ -1,4 +1,4 @@
-"""The whole way: directory, hosts, owners, decoders, lake and database; over HTTP, with Ray."""
+"""The whole way: directory, hosts, fetchers, decoders, lake and database; over HTTP, with Ray."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from backfill.config import workspace
 from backfill.repos.sync import SyncOptions, SyncResult, sync
+from backfill.workspace import open_workspace
 from datasets.errors import BackfillError, ConfigError
 from pds.settings import PdsSettings
 from pds.syntax import utc_date
 from tests.pds.repo.test_records import kind_of
 from tests.pds.repos import Key, Made, make_did, make_repo, post, posts, tid
 from tests.pds.servers import Network, Reply, document, error_reply, network
-from tests.pds.support import INDEX, WITH_CAR, expected, vectors
+from tests.pds.support import INDEX, WITH_CAR, expected, needs_fixtures, vectors
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -49,8 +49,10 @@ def run(root: Path, net: Network, *dids: str, **options: Any) -> SyncResult:
     """One `pds sync` in this process."""
     settings = options.pop("settings", QUICK)
     options = {"allow_insecure_hosts": True, "plc_url": net.plc.origin, **options}
-    place = workspace(str(root), options.pop("database_url", None), None, None, debug=False)
-    return sync(place, SyncOptions(dids, settings=settings, **options), io.StringIO())
+    workspace = open_workspace(
+        str(root), options.pop("database_url", None), None, None, debug=False
+    )
+    return sync(workspace, SyncOptions(dids, settings=settings, **options), io.StringIO())
 
 
 def lake_rows(root: Path) -> list[dict[str, Any]]:
@@ -92,6 +94,7 @@ def uris_of(*repos: Made | tuple[Made, Mapping[str, Any]]) -> list[str]:
     return sorted(found)
 
 
+@needs_fixtures
 def test_the_reference_pds(net: Network, tmp_path: Path) -> None:
     host = net.host()
     dids = net.add_fixtures(host)
@@ -131,7 +134,7 @@ def test_the_reference_pds(net: Network, tmp_path: Path) -> None:
     before = files(tmp_path)
     host.server.paths.clear()
     again = run(tmp_path, net, *dids.values())
-    assert again.tally.statuses["unchanged"] == 4
+    assert again.counts.statuses["unchanged"] == 4
     assert files(tmp_path) == before
     assert {tmp for tmp in found if states(tmp_path)[tmp] != found[tmp]} <= {
         dids[n] for n in ("dave", "erin", "frank", "unknown")
@@ -163,7 +166,7 @@ def test_a_changed_repository_replaces_its_records_deletions_included(
     host.add_made(changed)
     host.server.paths.clear()
     result = run(tmp_path, net, alice.did, bob.did)
-    assert (result.tally.statuses["ok"], result.tally.statuses["unchanged"]) == (1, 1)
+    assert (result.counts.statuses["ok"], result.counts.statuses["unchanged"]) == (1, 1)
     assert uris(tmp_path) == uris_of((alice, second), (bob, posts(5)))
     [row] = [row for row in lake_rows(tmp_path) if row["uri"] == f"at://{alice.did}/{edited}"]
     assert (row["text"], row["day"], row["rev"]) == ("edited", "2024-11-11", tid((1 << 60) + 1))
@@ -196,7 +199,7 @@ def test_other_dates_and_types_add_to_what_is_there(net: Network, tmp_path: Path
     assert sorted(have()) == both
     host.server.paths.clear()
     result = run(tmp_path, net, made.did, record_types=("post",), start=days[3], end=days[4])
-    assert (result.tally.statuses["unchanged"], host.server.asked()) == (1, {"getLatestCommit": 1})
+    assert (result.counts.statuses["unchanged"], host.server.asked()) == (1, {"getLatestCommit": 1})
     assert sorted(have()) == both
 
 
@@ -240,7 +243,7 @@ def test_users_whose_host_has_died_are_found_where_they_have_moved(
         net.add(make_repo(made.did, posts(3, seed=1), rev=tid((1 << 60) + 1)), new)
     old.server.close()
     result = run(tmp_path, net, *(made.did for made in mades))
-    assert result.tally.statuses == {"ok": 30}
+    assert result.counts.statuses == {"ok": 30}
     assert uris(tmp_path) == uris_of(*((made, posts(3, seed=1)) for made in mades))
 
 
@@ -298,7 +301,7 @@ def test_one_users_trouble_is_nobody_elses(net: Network, tmp_path: Path) -> None
     assert "it is the repository of" in errors[wrong.did]
     assert "more than 100,000 bytes" in errors[large.did]
     assert "404" in errors[html.did]
-    assert (result.exit_code, result.tally.left) == (3, 1)
+    assert (result.exit_code, result.counts.left) == (3, 1)
     # Mended, they are fetched.
     host.server.fault = None
     for made in (cut, flipped):
@@ -317,7 +320,7 @@ def test_a_dead_host_and_a_limited_one_leave_their_users_for_the_next_run(
     limited.server.fault = lambda path, query: Reply(429, b"<html>", {"Content-Type": "text/html"})
     dead.server.close()
     result = run(tmp_path, net, *(made.did for made in mades))
-    assert (result.exit_code, result.tally.left) == (3, 6)
+    assert (result.exit_code, result.counts.left) == (3, 6)
     assert [statuses(tmp_path)[made.did] for made in mades] == [
         "ok",
         "rate_limited",
@@ -378,13 +381,16 @@ def test_lines_that_are_no_dids_are_reported_by_their_number(net: Network, tmp_p
     host = net.host()
     made = make_repo(make_did(1), posts(2))
     net.add(made, host)
-    invalid = vectors("syntax/did_syntax_invalid.txt")
+    invalid = vectors("syntax/did_syntax_invalid.txt") or ["did", "did:plc", "DID:plc:abc", "x:y"]
     lines = ["# our study's users", "", made.did, *invalid, f"  {made.did}  ", "did:example:abc"]
     path = tmp_path / "dids.txt"
     path.write_text("\ufeff" + "\r\n".join(lines))
     result = run(tmp_path / "lake", net, dids_file=str(path))
-    assert [line.line for line in result.tally.invalid] == [*range(4, 4 + len(invalid)), len(lines)]
-    assert result.tally.statuses == {"ok": 1, "invalid_did": len(invalid) + 1}
+    assert [line.line for line in result.counts.invalid] == [
+        *range(4, 4 + len(invalid)),
+        len(lines),
+    ]
+    assert result.counts.statuses == {"ok": 1, "invalid_did": len(invalid) + 1}
     assert statuses(tmp_path / "lake")["did:example:abc"] == "invalid_did"
     assert host.server.asked()["getRepo"] == 1
 
@@ -402,7 +408,7 @@ def test_everyone_on_a_host(net: Network, tmp_path: Path) -> None:
     net.add(moved, other)
     result = run(tmp_path, net, host=host.origin)
     assert result.exit_code == 0
-    assert result.tally.statuses == {"ok": 11, "deactivated": 1}
+    assert result.counts.statuses == {"ok": 11, "deactivated": 1}
     assert uris(tmp_path) == uris_of(
         *((made, posts(2, seed=n)) for n, made in enumerate(mades)), (moved, posts(3, seed=41))
     )
@@ -411,7 +417,7 @@ def test_everyone_on_a_host(net: Network, tmp_path: Path) -> None:
     host.add_made(make_repo(mades[0].did, posts(3), mades[0].key, rev=tid((1 << 60) + 1)))
     host.server.paths.clear()
     result = run(tmp_path, net, host=host.origin, allow_insecure_hosts=True)
-    assert result.tally.statuses == {"ok": 1, "unchanged": 10, "deactivated": 1}
+    assert result.counts.statuses == {"ok": 1, "unchanged": 10, "deactivated": 1}
     assert host.server.asked() == {"listRepos": 3, "getRepo": 1}
 
 
@@ -420,9 +426,10 @@ def test_a_host_that_does_not_list(net: Network, tmp_path: Path) -> None:
     host.server.fault = lambda path, query: error_reply("MethodNotImplemented", status=501)
     result = run(tmp_path, net, host=host.origin)
     assert result.exit_code == 3
-    assert "501" in (result.tally.not_listed or "")
+    assert "501" in (result.counts.not_listed or "")
 
 
+@needs_fixtures
 def test_a_new_database_is_filled_from_the_lake_and_doubles_nothing(
     net: Network, tmp_path: Path, postgres_url: str
 ) -> None:
@@ -434,19 +441,19 @@ def test_a_new_database_is_filled_from_the_lake_and_doubles_nothing(
         path.unlink()
     host.server.paths.clear()
     result = run(tmp_path, net, *dids.values())
-    assert result.tally.statuses["unchanged"] == 4
+    assert result.counts.statuses["unchanged"] == 4
     assert files(tmp_path) == before
     assert {did: row for did, row in states(tmp_path).items() if row["status"] == "ok"} == {
         did: row for did, row in known.items() if row["status"] == "ok"
     }
     # Another one, too: PostgreSQL from now on.
     result = run(tmp_path, net, *dids.values(), database_url=postgres_url)
-    assert result.tally.statuses["unchanged"] == 4
+    assert result.counts.statuses["unchanged"] == 4
     assert files(tmp_path) == before
     # And records that were taken out of the lake are fetched again.
     shutil.rmtree(tmp_path / "raw_sync")
     result = run(tmp_path, net, *dids.values())
-    assert result.tally.statuses["ok"] == 4
+    assert result.counts.statuses["ok"] == 4
     wanted = [record["uri"] for name in WITH_CAR for record in expected(name) if kind_of(record)]
     assert uris(tmp_path) == sorted(wanted)
 
@@ -463,7 +470,7 @@ def test_a_repository_larger_than_a_group_and_than_a_chunk(
     net.add(made, host)
     net.add(small, host)
     result = run(tmp_path, net, made.did, small.did, settings=replace(QUICK, spool_bytes=1 << 20))
-    assert result.tally.bytes > 6_000_000
+    assert result.counts.bytes > 6_000_000
     assert uris(tmp_path) == uris_of((made, records), (small, posts(2)))
 
 
@@ -474,7 +481,7 @@ def test_many_users_of_many_hosts(net: Network, tmp_path: Path) -> None:
         net.add(made, hosts[n % 5])
     started = time.monotonic()
     result = run(tmp_path, net, *(made.did for made in mades))
-    assert result.tally.statuses == {"ok": 150}
+    assert result.counts.statuses == {"ok": 150}
     assert uris(tmp_path) == uris_of(
         *((made, posts(1 + n % 3, seed=n)) for n, made in enumerate(mades))
     )
@@ -527,4 +534,4 @@ def test_a_disk_that_cannot_be_written_ends_the_sync_with_one_sentence(
         run(tmp_path / "lake", net, made.did)
     assert "queues/pds" in str(caught.value)
     os.unlink(tmp_path / "lake" / "queues" / "pds")
-    assert run(tmp_path / "lake", net, made.did).tally.statuses == {"ok": 1}
+    assert run(tmp_path / "lake", net, made.did).counts.statuses == {"ok": 1}

@@ -7,12 +7,12 @@ from email.utils import formatdate
 import pytest
 
 from pds.settings import PdsSettings
-from pds.throttle import MAX_REST, HostThrottle, Pace
+from pds.throttle import MAX_REST, HostThrottle, RequestWindow
 
 EPOCH = 1_800_000_000.0
 
 
-def manners(**settings: float) -> HostThrottle:
+def throttle(**settings: float) -> HostThrottle:
     return HostThrottle(PdsSettings(**settings), random.Random(1))  # type: ignore[arg-type]
 
 
@@ -29,7 +29,7 @@ def most_in_a_second(times: list[float]) -> int:
 @pytest.mark.parametrize("late", [0.0, 0.02, 0.3])
 def test_a_second_never_has_more_requests_than_allowed(qps: float, late: float) -> None:
     """Whoever asks may come late; it is caught up with, but never beyond the limit."""
-    pace, rng, now, times = Pace(qps), random.Random(2), 1000.0, []
+    pace, rng, now, times = RequestWindow(qps), random.Random(2), 1000.0, []
     while now < 1000 + 200 / qps:
         now += pace.delay(now) + rng.random() * late
         if pace.delay(now) <= 0:
@@ -41,7 +41,7 @@ def test_a_second_never_has_more_requests_than_allowed(qps: float, late: float) 
 
 
 def test_a_429_without_a_word_is_a_rest_of_five_minutes_with_jitter() -> None:
-    host = manners()
+    host = throttle()
     ask(host, 0)
     host.limited(0, {}, EPOCH)
     assert 300 <= host.resting(0) <= MAX_REST
@@ -66,14 +66,14 @@ def test_a_429_without_a_word_is_a_rest_of_five_minutes_with_jitter() -> None:
     ],
 )
 def test_how_long_a_host_rests(headers: dict[str, str], least: float, most: float) -> None:
-    host = manners()
+    host = throttle()
     ask(host, 0)
     host.limited(0, headers, EPOCH)
     assert least - 0.01 <= host.resting(0) <= most + 0.01
 
 
 def test_after_a_rest_one_request_goes_alone_until_it_is_answered() -> None:
-    host = manners()
+    host = throttle()
     ask(host, 0)
     host.limited(0, {"retry-after": "10"}, EPOCH)
     ask(host, 12)
@@ -85,7 +85,7 @@ def test_after_a_rest_one_request_goes_alone_until_it_is_answered() -> None:
 
 
 def test_a_probe_that_was_never_sent_lets_the_next_go() -> None:
-    host = manners()
+    host = throttle()
     ask(host, 0)
     host.limited(0, {"retry-after": "10"}, EPOCH)
     ask(host, 12)
@@ -94,7 +94,7 @@ def test_a_probe_that_was_never_sent_lets_the_next_go() -> None:
 
 
 def test_answers_that_were_under_way_count_as_one() -> None:
-    host = manners()
+    host = throttle()
     for n in range(6):
         ask(host, n)
     for n in range(6):
@@ -105,7 +105,7 @@ def test_answers_that_were_under_way_count_as_one() -> None:
 
 @pytest.mark.parametrize("status", ["rate_limited", "unreachable"])
 def test_a_host_that_never_answers_between_its_rests_is_left_alone(status: str) -> None:
-    host, now, rests = manners(patience=2), 0.0, 0
+    host, now, rests = throttle(patience=2), 0.0, 0
     while host.gave_up is None:
         ask(host, now)
         if status == "rate_limited":
@@ -118,7 +118,7 @@ def test_a_host_that_never_answers_between_its_rests_is_left_alone(status: str) 
 
 
 def test_one_answer_between_makes_patience_new() -> None:
-    host, now = manners(patience=2), 0.0
+    host, now = throttle(patience=2), 0.0
     for _ in range(10):
         ask(host, now)
         host.limited(now, {"retry-after": "5"}, EPOCH)
@@ -130,7 +130,7 @@ def test_one_answer_between_makes_patience_new() -> None:
 
 
 def test_errors_of_single_requests_are_trouble_only_in_a_row() -> None:
-    host, now = manners(), 0.0
+    host, now = throttle(), 0.0
     for _ in range(5):
         for _ in range(2):
             ask(host, now)
@@ -148,7 +148,7 @@ def test_errors_of_single_requests_are_trouble_only_in_a_row() -> None:
 
 
 def test_trouble_rests_longer_each_time() -> None:
-    host, now, rests = manners(patience=5), 0.0, []
+    host, now, rests = throttle(patience=5), 0.0, []
     for _ in range(4):
         ask(host, now)
         host.failed(now, at_once=True)
@@ -159,17 +159,17 @@ def test_trouble_rests_longer_each_time() -> None:
 
 
 def test_what_a_host_has_left_for_us_makes_us_slower_never_faster() -> None:
-    host = manners()
+    host = throttle()
     ask(host, 0)
     host.answered(0, {"ratelimit-remaining": "9", "ratelimit-reset": str(int(EPOCH) + 100)}, EPOCH)
     assert host.delay(0.5) == pytest.approx(9.5)
-    host = manners()
+    host = throttle()
     ask(host, 0)
     host.answered(
         0, {"ratelimit-remaining": "5000", "ratelimit-reset": str(int(EPOCH) + 100)}, EPOCH
     )
     assert host.delay(0) == pytest.approx(1 / 18, rel=0.1)
-    host = manners()
+    host = throttle()
     ask(host, 0)
     host.answered(
         0, {"ratelimit-remaining": "0", "ratelimit-reset": str(int(EPOCH) + 10**7)}, EPOCH

@@ -21,7 +21,7 @@ from datasets.errors import BadFile, ConfigError
 from datasets.lake import POSTS, Lake
 from datasets.locking import leases
 from datasets.posts import no_uris, read_uris
-from datasets.repos.raw_records import record_schema
+from datasets.repos.record_schemas import record_schema
 from tests.s3_server import BUCKET, Endpoint
 from tests.support import make_uri, write_posts
 

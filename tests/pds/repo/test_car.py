@@ -39,7 +39,17 @@ from tests.pds.repos import (
     varint,
     write_car,
 )
-from tests.pds.support import INDEX, INTEROP, WITH_CAR, car, expected, identity, vectors
+from tests.pds.support import (
+    INDEX,
+    WITH_CAR,
+    car,
+    expected,
+    identity,
+    json_vectors,
+    needs_fixtures,
+    needs_interop,
+    vectors,
+)
 
 DID = make_did(1)
 
@@ -52,6 +62,7 @@ def refusal(data: bytes, did: str = DID, key: Key | None = None) -> str:
     return caught.value.reason
 
 
+@needs_fixtures
 @pytest.mark.parametrize("name", WITH_CAR)
 def test_every_record_of_the_fixtures(name: str) -> None:
     who = identity(name)
@@ -65,11 +76,42 @@ def test_every_record_of_the_fixtures(name: str) -> None:
     assert {n: len(r) for n, r in repo.collections().items()} == INDEX[name]["collections"]
 
 
+def test_every_record_of_a_made_repository() -> None:
+    records = {
+        **posts(300),
+        **posts(2, day="2024-10-05", seed=7),
+        "app.bsky.graph.follow/a": {"createdAt": "2024-10-01T00:00:00Z", "subject": "did:plc:x"},
+        "com.example.thing/self": {"nested": {"list": [1, None, True, "text", b"bytes"]}},
+    }
+    made = make_repo(DID, records)
+    root = made.root()
+    data = made.car(root)
+    found = read(data, DID, made.key.did_key)
+    repo = read_repo(data, DID, made.key.did_key)
+
+    assert [(key, value) for key, _, value in found] == sorted(records.items())
+    assert [link for _, link, _ in found] == [
+        libipld.encode_multibase("b", cid(libipld.encode_dag_cbor(records[key])))
+        for key in sorted(records)
+    ]
+    assert (repo.rev, repo.cid) == (
+        made.commit["rev"],
+        libipld.encode_multibase("b", root),
+    )
+    assert {name: len(found) for name, found in repo.collections().items()} == {
+        "app.bsky.feed.post": 302,
+        "app.bsky.graph.follow": 1,
+        "com.example.thing": 1,
+    }
+
+
 def test_two_posts_with_equal_content_are_both_there() -> None:
-    who = identity("alice")
+    made = make_repo(
+        DID, {"app.bsky.feed.post/a": post("twice"), "app.bsky.feed.post/b": post("twice")}
+    )
     twice = [
         (key, link)
-        for key, link, value in read(car("alice"), who.did, who.key)
+        for key, link, value in read(made.car(), DID, made.key.did_key)
         if value.get("text") == "twice"
     ]
     assert len(twice) == 2
@@ -78,17 +120,18 @@ def test_two_posts_with_equal_content_are_both_there() -> None:
 
 
 def test_a_mapped_file_reads_as_bytes_do(tmp_path: Any) -> None:
-    path = tmp_path / "carol.car"
-    path.write_bytes(car("carol"))
-    who = identity("carol")
+    made = make_repo(DID, posts(1000))
+    data, key = made.car(), made.key.did_key
+    path = tmp_path / "made.car"
+    path.write_bytes(data)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        repo = read_repo(mapped, who.did, who.key)
-    assert repo == read_repo(car("carol"), who.did, who.key)
+        repo = read_repo(mapped, DID, key)
+    assert repo == read_repo(data, DID, key)
 
 
 def test_records_decode_in_chunks_of_a_size() -> None:
-    who = identity("carol")
-    repo = read_repo(car("carol"), who.did, who.key)
+    made = make_repo(DID, posts(3500))
+    repo = read_repo(made.car(), DID, made.key.did_key)
     everything = range(len(repo.keys))
     chunks = list(repo.chunks(everything, 20_000))
     assert [i for chunk in chunks for i in chunk] == list(everything)
@@ -108,9 +151,8 @@ def test_both_curves(curve: type[ec.EllipticCurve]) -> None:
         read(made.car(made.root(signed_by=Key.make(4, curve))), DID, key.did_key)
 
 
-@pytest.mark.parametrize(
-    "vector", json.loads((INTEROP / "crypto/signature-fixtures.json").read_text())
-)
+@needs_interop
+@pytest.mark.parametrize("vector", json_vectors("crypto/signature-fixtures.json"))
 def test_the_protocols_signatures(vector: dict[str, Any]) -> None:
     """The vector's message is the commit's stand-in: what is verified is that signature over those bytes."""
     from pds.repo.car import _verify
@@ -130,9 +172,10 @@ def test_the_protocols_signatures(vector: dict[str, Any]) -> None:
             _verify(commit, vector["publicKeyDid"])
 
 
+@needs_interop
 def test_the_tree_of_these_tests_is_the_protocols() -> None:
     """Roots from the interop vectors: what the other tests change is a real tree."""
-    for vector in json.loads((INTEROP / "firehose/commit-proof-fixtures.json").read_text()):
+    for vector in json_vectors("firehose/commit-proof-fixtures.json"):
         leaf = libipld.decode_multibase(vector["leafValue"])[1]
         before = {*vector["keys"]}
         after = (before | {*vector["adds"]}) - {*vector["dels"]}
@@ -141,21 +184,21 @@ def test_the_tree_of_these_tests_is_the_protocols() -> None:
             (after, vector["rootAfterCommit"]),
         ):
             assert libipld.encode_multibase("b", make_tree(dict.fromkeys(keys, leaf), {})) == root
-    for vector in json.loads((INTEROP / "mst/key_heights.json").read_text()):
+    for vector in json_vectors("mst/key_heights.json"):
         assert height(vector["key"].encode()) == vector["height"]
-    for vector in json.loads((INTEROP / "mst/common_prefix.json").read_text()):
+    for vector in json_vectors("mst/common_prefix.json"):
         assert common_prefix(vector["left"].encode(), vector["right"].encode()) == vector["len"]
 
 
+@needs_interop
 def test_keys_of_many_heights() -> None:
     keys = [f"com.example.key/{line.replace('/', '-')}" for line in vectors("mst/example_keys.txt")]
     made = make_repo(DID, {key: post(key) for key in keys})
     assert [key for key, _, _ in read(made.car(), DID, made.key.did_key)] == sorted(keys)
 
 
-@pytest.mark.parametrize(
-    "vector", json.loads((INTEROP / "data-model/data-model-fixtures.json").read_text())
-)
+@needs_interop
+@pytest.mark.parametrize("vector", json_vectors("data-model/data-model-fixtures.json"))
 def test_the_protocols_values(vector: dict[str, Any]) -> None:
     text = vector["cbor_base64"]
     block = base64.b64decode(text + "=" * (-len(text) % 4))
@@ -166,7 +209,9 @@ def test_the_protocols_values(vector: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [f"com.example.thing/{key}" for key in vectors("syntax/recordkey_syntax_valid.txt")]
+    "key",
+    [f"com.example.thing/{key}" for key in vectors("syntax/recordkey_syntax_valid.txt")]
+    + ["com.example.thing/self", "com.example.thing/a:b~c_d-e.f"],
 )
 def test_valid_record_keys(key: str) -> None:
     made = make_repo(DID, {key: post("x")})
@@ -205,22 +250,30 @@ def test_unlinked_blocks_repetition_and_any_order_are_allowed() -> None:
         assert read(write_car(root, shuffled), DID, made.key.did_key) == subject.records
 
 
-def test_a_cut_at_any_block_is_noticed() -> None:
-    who = identity("bob")
-    data = car("bob")
+def _made_or_recorded(name: str, records: int) -> tuple[bytes, str, str]:
+    """CAR, DID and key of a repository of ours with `records` posts, or of a recorded one."""
+    if name != "made":
+        return car(name), identity(name).did, identity(name).key
+    made = make_repo(DID, posts(records))
+    return made.car(), DID, made.key.did_key
+
+
+@pytest.mark.parametrize("name", ["made", pytest.param("bob", marks=needs_fixtures)])
+def test_a_cut_at_any_block_is_noticed(name: str) -> None:
+    data, did, key = _made_or_recorded(name, 40)
     for start, _, _ in block_places(data):
-        assert attempt(data[:start], who.did, who.key) is None
-    assert attempt(data, who.did, who.key) is not None
+        assert attempt(data[:start], did, key) is None
+    assert attempt(data, did, key) is not None
 
 
-def test_any_flipped_byte_is_noticed() -> None:
-    who = identity("blankpage")
-    data = car("blankpage")
-    same = attempt(data, who.did, who.key)
+@pytest.mark.parametrize("name", ["made", pytest.param("blankpage", marks=needs_fixtures)])
+def test_any_flipped_byte_is_noticed(name: str) -> None:
+    data, did, key = _made_or_recorded(name, 0)
+    same = attempt(data, did, key)
     for at in range(len(data)):
         changed = bytearray(data)
         changed[at] ^= 0x01
-        assert attempt(bytes(changed), who.did, who.key) is None, at
+        assert attempt(bytes(changed), did, key) is None, at
     assert same == []
 
 

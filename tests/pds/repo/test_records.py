@@ -6,12 +6,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from datasets.repos.coverage import RECORD_TYPES, Coverage, covering
-from datasets.repos.raw_records import STAGED_SCHEMA, record_schema
+from datasets.repos.coverage import RECORD_TYPES, RecordCoverage, covering
+from datasets.repos.record_schemas import STAGED_SCHEMA, record_schema
 from pds.repo.car import read_repo
 from pds.repo.records import Counts, rows
 from tests.pds.repos import cid, make_did, make_repo, post, posts
-from tests.pds.support import WITH_CAR, car, expected, identity
+from tests.pds.support import WITH_CAR, car, expected, identity, needs_fixtures
 
 DID = make_did(2)
 EVERYTHING = covering(RECORD_TYPES, None, None)
@@ -20,7 +20,7 @@ SUBJECT = {"uri": "at://did:plc:x/app.bsky.feed.post/3k2", "cid": "bafy"}
 
 
 def made_rows(
-    records: dict[str, Any], coverage: Coverage = EVERYTHING
+    records: dict[str, Any], coverage: RecordCoverage = EVERYTHING
 ) -> tuple[list[dict[str, Any]], Counts]:
     made = make_repo(DID, records)
     counts = Counts()
@@ -37,6 +37,7 @@ def kind_of(record: dict[str, Any]) -> str | None:
     return last if name.startswith("app.bsky.") and last in RECORD_TYPES else None
 
 
+@needs_fixtures
 @pytest.mark.parametrize("name", WITH_CAR)
 def test_the_rows_of_the_fixtures(name: str) -> None:
     who, counts = identity(name), Counts()

@@ -1,4 +1,4 @@
-"""Repositories on their way into the lake: staged, flushed, replaced, and cut off at every moment."""
+"""Repositories that are staged, flushed and replaced, with a crash at every possible moment."""
 
 from __future__ import annotations
 
@@ -18,19 +18,11 @@ from backfill.repos.writer import say_outdated
 from datasets.database import Database, open_database
 from datasets.errors import ConfigError
 from datasets.lake import Lake
-from datasets.repos import raw_records
-from datasets.repos.coverage import RECORD_TYPES, Coverage, covering
-from datasets.repos.raw_records import (
-    STAGED_SCHEMA,
-    Receipt,
-    acknowledge,
-    flush,
-    outdated,
-    record_schema,
-    recover,
-    stage_rows,
-    staged,
-)
+from datasets.repos import flush as flush_module
+from datasets.repos.coverage import RECORD_TYPES, RecordCoverage, covering
+from datasets.repos.flush import flush, outdated, recover
+from datasets.repos.record_schemas import STAGED_SCHEMA, record_schema
+from datasets.repos.staging import StagingReceipt, acknowledge, stage_rows, staged
 from datasets.repos.state import RepoState, create_tables, load_repos, save_repos, with_status
 from tests.pds.repos import make_did
 
@@ -68,15 +60,15 @@ def stage(
     rev: str = "r1",
     at: str = "2026-01-01",
     replaces: Mapping[str, str] | None = None,
-    coverage: Coverage = ALL,
-) -> Receipt:
+    coverage: RecordCoverage = ALL,
+) -> StagingReceipt:
     states = [
         RepoState(did, rev=rev, synced_at=at, coverage=coverage, records={"x": len(records)})
         for did, records in repos.items()
     ]
     tables = [rows(did, records, rev) for did, records in repos.items()]
     stage_rows(lake, f"{name}.0", pa.concat_tables(tables))
-    receipt = Receipt(name, (f"{name}.0",), tuple(states), replaces or {})
+    receipt = StagingReceipt(name, (f"{name}.0",), tuple(states), replaces or {})
     acknowledge(lake, receipt)
     return receipt
 
@@ -213,7 +205,7 @@ def test_what_is_older_than_the_lake_is_left_out_and_said(place: tuple[Lake, Dat
     said: list[str] = []
     say_outdated(left, written, said.append)
     assert said == [
-        f"left out what was fetched of {min(ALICE, CAROL)} and of 1 more: the lake has newer records"
+        f"left out the fetched records of {min(ALICE, CAROL)} and 1 other: the lake has newer ones"
     ]
 
 
@@ -234,7 +226,7 @@ def test_groups_bound_what_is_in_memory(
     place: tuple[Lake, Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake, database = place
-    monkeypatch.setattr(raw_records, "GROUP_BYTES", 1)
+    monkeypatch.setattr(flush_module, "GROUP_BYTES", 1)
     flush(lake, database, [stage(lake, f"r{n}", {make_did(n): FIRST}) for n in range(3)], "b1")
     assert in_lake(Path(lake.root)) == {make_did(n): as_found(FIRST) for n in range(3)}
     assert len(list(Path(lake.root).glob("raw_sync/**/*.parquet"))) == 9
@@ -295,7 +287,7 @@ class Crash(BaseException):
 
 @dataclass(frozen=True)
 class Crashing(Lake):
-    """A lake whose process ends before its n-th change. What other threads were about to write is lost too."""
+    """A lake whose process ends before its n-th change, in all of its threads."""
 
     left: list[int] = field(default_factory=lambda: [10**9])
     lock: Any = field(default_factory=threading.Lock)
@@ -315,7 +307,9 @@ class Crashing(Lake):
         super().delete(path)
 
 
-def crashes(lake: Crashing, database: Database, receipts: Iterable[Receipt], after: int) -> bool:
+def crashes(
+    lake: Crashing, database: Database, receipts: Iterable[StagingReceipt], after: int
+) -> bool:
     lake.left[0] = after
     try:
         flush(lake, database, list(receipts), "b2")

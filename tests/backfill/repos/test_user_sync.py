@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backfill.repos.relocation import RelocationProbe
-from backfill.repos.steps import UNCHANGED, Done, Steps
+from backfill.repos.user_sync import UNCHANGED, UserResult, UserSync
 from datasets.repos.coverage import covering, union
 from datasets.repos.state import Identity, RepoState
 from pds.jobs import Fetch, ListedRepo, Resolve, Unfinished
@@ -26,8 +26,8 @@ BEFORE = RepoState(DID, rev="r1", batch="b1", coverage=OCTOBER)
 RESOLVE = Resolve(DID, PLC, f"{PLC}/{DID}")
 
 
-def steps(**changes: Any) -> Steps:
-    return replace(Steps(DID, OCTOBER, PLC), **changes)
+def steps(**changes: Any) -> UserSync:
+    return replace(UserSync(DID, OCTOBER, PLC), **changes)
 
 
 def refused(job: Any, status: str = "not_found", **changes: Any) -> Unfinished:
@@ -61,13 +61,13 @@ def test_a_did_web_is_asked_for_at_its_own_host() -> None:
 
 def test_what_the_users_own_host_lists_saves_a_request() -> None:
     listing = {"identity": HERE, "before": BEFORE, "listing": HOST}
-    assert steps(**listing, listed=ListedRepo(DID, "r1", None)).begin() == Done(UNCHANGED)
+    assert steps(**listing, listed=ListedRepo(DID, "r1", None)).begin() == UserResult(UNCHANGED)
     assert steps(**listing, listed=ListedRepo(DID, "r2", None)).begin() == Fetch(
         HERE, OCTOBER, replaces="b1"
     )
     done = steps(**listing, listed=ListedRepo(DID, "", "takendown")).begin()
-    assert isinstance(done, Done)
-    assert (done.status, done.passing) == ("takendown", False)
+    assert isinstance(done, UserResult)
+    assert (done.status, done.transient) == ("takendown", False)
 
 
 def test_what_another_host_lists_is_not_believed() -> None:
@@ -87,14 +87,14 @@ def test_a_repository_that_is_not_found_is_looked_for_once_more(*, cached: bool)
     moved = replace(HERE, host=OTHER)
     again = user.resolved(moved)
     assert again == Fetch(moved, OCTOBER)
-    assert user.left(refused(again, "not_found")) == Done("not_found", "why")
+    assert user.left(refused(again, "not_found")) == UserResult("not_found", "why")
 
 
 def test_no_move_no_second_request() -> None:
     user = steps(identity=HERE)
     job = user.begin()
     assert user.left(refused(job, "deactivated")) == RESOLVE
-    assert user.resolved(replace(HERE, resolved_at=200)) == Done("deactivated", "why")
+    assert user.resolved(replace(HERE, resolved_at=200)) == UserResult("deactivated", "why")
 
 
 def test_a_new_key_is_worth_a_second_look() -> None:
@@ -108,14 +108,14 @@ def test_what_was_resolved_a_moment_ago_is_only_doubted_where_nothing_is_found()
     user = steps()
     user.begin()
     job = user.resolved(HERE)
-    assert user.left(refused(job, "takendown")) == Done("takendown", "why")
+    assert user.left(refused(job, "takendown")) == UserResult("takendown", "why")
 
 
 def test_if_the_directory_does_not_answer_the_first_answer_stands() -> None:
     user = steps(identity=HERE)
     user.left(refused(user.begin(), "not_found"))
-    assert user.left(refused(RESOLVE, "unreachable", passing=True)) == Done(
-        "not_found", "why", passing=False
+    assert user.left(refused(RESOLVE, "unreachable", transient=True)) == UserResult(
+        "not_found", "why", transient=False
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from datasets.repos.coverage import Coverage, contains, union
+from datasets.repos.coverage import RecordCoverage, contains, union
 from datasets.repos.state import Identity, RepoState
 from pds.addresses import origin_of
 from pds.errors import RejectedRepo
@@ -15,16 +15,16 @@ UNCHANGED = "unchanged"
 
 
 @dataclass(frozen=True)
-class Done:
-    """How a user ends: a status of `pds_repos`, or UNCHANGED. `passing`: the next run may do better."""
+class UserResult:
+    """How a user ends: a status of `pds_repos`, or UNCHANGED. `transient`: the next run may do better."""
 
     status: str
     error: str | None = None
-    passing: bool = False
+    transient: bool = False
 
 
 @dataclass
-class Steps:
+class UserSync:
     """One user's way through a sync that wants `wanted`.
 
     `before` is the user's row, `identity` is set from the cache at first. `listed` is what the host
@@ -32,7 +32,7 @@ class Steps:
     """
 
     did: str
-    wanted: Coverage
+    wanted: RecordCoverage
     plc_url: str
     before: RepoState | None = None
     identity: Identity | None = None
@@ -42,11 +42,11 @@ class Steps:
     asked_again: bool = False
     refused: Unfinished | None = None
 
-    def begin(self) -> Job | Done:
+    def begin(self) -> Job | UserResult:
         self.cached = self.identity is not None
         return self._fetch(self.identity) if self.identity else self._resolve()
 
-    def resolved(self, identity: Identity) -> Job | Done:
+    def resolved(self, identity: Identity) -> Job | UserResult:
         before, self.identity = self.identity, identity
         if self.refused is None:
             return self._fetch(identity)
@@ -64,13 +64,13 @@ class Steps:
         may_be_elsewhere = left.may_have_moved and (self.cached or left.status == "not_found")
         return may_be_elsewhere and isinstance(left.job, Fetch) and not self.asked_again
 
-    def left(self, left: Unfinished) -> Job | Done:
+    def left(self, left: Unfinished) -> Job | UserResult:
         if self.doubts(left):
             self.refused, self.asked_again = left, True
             return self._resolve()
         return _done(left if isinstance(left.job, Fetch) else self.refused or left)
 
-    def _resolve(self) -> Job | Done:
+    def _resolve(self) -> Job | UserResult:
         url = document_url(self.did, self.plc_url)
         try:
             return Resolve(
@@ -79,21 +79,23 @@ class Steps:
                 url,
             )
         except RejectedRepo as error:
-            return Done(error.status, error.reason)
+            return UserResult(error.status, error.reason)
 
-    def _fetch(self, identity: Identity) -> Job | Done:
+    def _fetch(self, identity: Identity) -> Job | UserResult:
         before, coverage, known = self.before, self.wanted, None
         if before is not None and before.batch:
             coverage = union(before.coverage, self.wanted)
             known = before.rev if contains(before.coverage, self.wanted) else None
         if self.listed is not None and self.listing == identity.host and not self.refused:
             if self.listed.status:
-                return Done(self.listed.status, f"{self.listing} lists it as {self.listed.status}")
+                return UserResult(
+                    self.listed.status, f"{self.listing} lists it as {self.listed.status}"
+                )
             if known and self.listed.rev == known:
-                return Done(UNCHANGED)
+                return UserResult(UNCHANGED)
             known = None
         return Fetch(identity, coverage, known, before.batch if before else None)
 
 
-def _done(left: Unfinished) -> Done:
-    return Done(left.status, left.error, left.passing)
+def _done(left: Unfinished) -> UserResult:
+    return UserResult(left.status, left.error, left.transient)

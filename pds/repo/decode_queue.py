@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets.boundary.placement import on_node, this_node
 from datasets.lake import Lake
-from pds.repo.decode import Decoded, Failure, Spooled, decode_group
+from pds.repo.decode import DecodedGroup, DecodeFailure, Spooled, decode_group
 from pds.settings import MIB
 
 # A group is as many waiting downloads as there are, within these bounds: a task costs some
@@ -24,11 +24,11 @@ _GATHER_SECONDS = 0.1
 _TASK_BYTES, _TIMES = 256 * MIB, 4
 _ATTEMPTS = 2
 
-OnDecoded = Callable[[Sequence[Spooled], Decoded], Awaitable[None]]
+OnDecoded = Callable[[Sequence[Spooled], DecodedGroup], Awaitable[None]]
 OnError = Callable[[BaseException], None]
 
 
-class Decoding:
+class DecodeQueue:
     """Decodes what is added, on the node that it lies on. `on_decoded` is called for each group."""
 
     def __init__(self, lake: Lake, run_id: str, on_decoded: OnDecoded, on_error: OnError) -> None:
@@ -75,14 +75,14 @@ class Decoding:
                     os.unlink(spooled.path)
             self._slots.release()
 
-    async def _decoded(self, group: list[Spooled], attempt: int = 1) -> Decoded:
+    async def _decoded(self, group: list[Spooled], attempt: int = 1) -> DecodedGroup:
         """A group that kills its process is decoded one by one, so that it is known which one does."""
         from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
         name = f"{self._run_id}-{token_hex(6)}"
         memory = min(_TASK_BYTES + _TIMES * sum(spooled.size for spooled in group), self._memory)
         try:
-            decoded: Decoded = await self._task.options(memory=memory).remote(
+            decoded: DecodedGroup = await self._task.options(memory=memory).remote(
                 self._lake, name, group
             )
             return decoded
@@ -100,10 +100,10 @@ class Decoding:
                 if large
                 else "decoding it kills the decoder"
             )
-            failure = Failure(
+            failure = DecodeFailure(
                 group[0].job, "too_large" if large else "corrupt", reason, bad_signature=False
             )
-            return Decoded(None, 0, (failure,))
+            return DecodedGroup(None, 0, (failure,))
 
 
 def _remote_decode(node_id: str) -> tuple[Any, int, int]:
