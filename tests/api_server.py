@@ -200,7 +200,7 @@ class Server:
             body = (
                 '{"attributeScores": {"TOXICITY": {"summaryScore": {"value": %s}}}}'
                 % ODD_SCORES[text]
-            )  # noqa: UP031
+            )
             return web.Response(text=body, content_type=kind)
         match text:
             case "surrogate in a reason":

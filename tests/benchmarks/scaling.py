@@ -84,7 +84,7 @@ def steady_rate(seconds: Counter[str]) -> float:
     """Rows a second between the warm-up and the last second, which may be no whole one."""
     stamps = {
         datetime.strptime(stamp, "%Y-%m-%d-%H:%M:%S").timestamp(): n for stamp, n in seconds.items()
-    }  # noqa: DTZ007
+    }
     first, last = min(stamps) + _WARM_UP, max(stamps)
     assert last - first >= 5, "too short to tell; give more posts"
     return sum(n for stamp, n in stamps.items() if first <= stamp < last) / (last - first)
