@@ -1,7 +1,9 @@
 """Durable queues: Parquet segments in a folder, one writer at a time, any number of readers.
 
-    queues/input/<integration>/<enqueued at>-<partition date>-<digest>.parquet     posts, one date a segment
-    queues/output/<integration>/<run>-<digest>.parquet                             staged labels (datasets/labels/writing.py)
+    queues/input/<integration>/<enqueued at>-<partition date>-<digest>.parquet
+        posts, one date per segment
+    queues/output/<integration>/<run>-<digest>.parquet
+        staged labels (datasets/labels/writing.py)
 
 Appending is a whole new segment; nothing is ever changed in place. A segment's name says all that
 selecting and clearing need, so neither reads a payload.

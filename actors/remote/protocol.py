@@ -1,4 +1,4 @@
-"""What a remote API is to us: requests, answers, errors, quota. Values only; actors/remote/client.py does the asking."""
+"""What a remote API is: requests, answers, errors, quota. Values only; client.py sends the requests."""
 
 from __future__ import annotations
 

@@ -208,9 +208,8 @@ class Limiter:
                 state.throttles += 1
                 state.throttled_at = now
             if retry_after is None:
-                retry_after = random.uniform(0.5, 1) * min(
-                    _BACKOFF_MAX, _BACKOFF * 2 ** (state.throttles - 1)
-                )
+                backoff = min(_BACKOFF_MAX, _BACKOFF * 2 ** (state.throttles - 1))
+                retry_after = backoff * random.uniform(0.5, 1)  # noqa: S311 - only for spreading
                 retry_after = 0.0 if same else retry_after
             until = self._clock.uptime() + retry_after
             if until > state.paused_until:
