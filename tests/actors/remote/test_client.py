@@ -202,7 +202,9 @@ def test_a_server_that_offers_one_attribute_labels_a_single_post() -> None:
 def test_a_refusal_of_what_was_not_asked_for_is_tried_no_more_than_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(perspective, "_UNKNOWN_ATTRIBUTE", re.compile("(slow down)|does not (support)"))
+    monkeypatch.setattr(
+        perspective, "_UNKNOWN_ATTRIBUTE", re.compile("(slow down)|does not (support)")
+    )
     with api_server(refused=1.0) as api:
         (outcome,) = ask_perspective(api, attempts=3).classify(["a"])
         assert isinstance(outcome, RetryableError)
