@@ -59,8 +59,10 @@ def _measure(pipe: Connection, users: int) -> None:
 def _sync(lake: Path, here: World) -> str:
     result, seconds = run_sync(lake, here, of_all(here.dids), SETTINGS)
     counts = result.counts
-    counts = ", ".join(f"{count:,} {name}" for name, count in counts.statuses.items())
-    return f"{counts}, {counts.records.total():,} records, {seconds:.1f} s, {counts.users / seconds:.0f} users/s"
+    statuses = ", ".join(f"{count:,} {name}" for name, count in counts.statuses.items())
+    records = counts.records.total()
+    rate = counts.users / seconds
+    return f"{statuses}, {records:,} records, {seconds:.1f} s, {rate:.0f} users/s"
 
 
 def _peak_mib() -> float:

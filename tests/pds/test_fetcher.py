@@ -194,7 +194,7 @@ def test_a_host_that_may_not_be_asked_is_refused_for_good(net: Network) -> None:
     for result in asyncio.run(play()):
         assert isinstance(result, Unfinished)
         assert (result.status, result.transient) == ("unreachable", False)
-        assert "is not asked" in result.error
+        assert "is not contacted" in result.error
     assert net.plc.server.paths == []
 
 

@@ -301,7 +301,7 @@ def test_one_users_trouble_is_nobody_elses(net: Network, tmp_path: Path) -> None
     assert "it is the repository of" in errors[wrong.did]
     assert "more than 100,000 bytes" in errors[large.did]
     assert "404" in errors[html.did]
-    assert (result.exit_code, result.counts.left) == (3, 1)
+    assert (result.exit_code, result.counts.unfinished) == (3, 1)
     # Mended, they are fetched.
     host.server.fault = None
     for made in (cut, flipped):
@@ -320,7 +320,7 @@ def test_a_dead_host_and_a_limited_one_leave_their_users_for_the_next_run(
     limited.server.fault = lambda path, query: Reply(429, b"<html>", {"Content-Type": "text/html"})
     dead.server.close()
     result = run(tmp_path, net, *(made.did for made in mades))
-    assert (result.exit_code, result.counts.left) == (3, 6)
+    assert (result.exit_code, result.counts.unfinished) == (3, 6)
     assert [statuses(tmp_path)[made.did] for made in mades] == [
         "ok",
         "rate_limited",
@@ -338,7 +338,7 @@ def test_hosts_of_strangers_on_this_machine_are_not_asked(net: Network, tmp_path
     net.add(made, host)
     result = run(tmp_path, net, made.did, allow_insecure_hosts=False)
     assert statuses(tmp_path) == {made.did: "unreachable"}
-    assert "is not asked: it is not https" in states(tmp_path)[made.did]["error"]
+    assert "is not contacted: it is not https" in states(tmp_path)[made.did]["error"]
     assert (result.exit_code, host.server.paths) == (0, [])
     net.plc.add(
         made.did, made.key.did_key, host.origin.replace("http://127.0.0.1", "https://localhost")
@@ -386,7 +386,10 @@ def test_lines_that_are_no_dids_are_reported_by_their_number(net: Network, tmp_p
     path = tmp_path / "dids.txt"
     path.write_text("\ufeff" + "\r\n".join(lines))
     result = run(tmp_path / "lake", net, dids_file=str(path))
-    assert [line.line for line in result.counts.invalid] == [*range(4, 4 + len(invalid)), len(lines)]
+    assert [line.line for line in result.counts.invalid] == [
+        *range(4, 4 + len(invalid)),
+        len(lines),
+    ]
     assert result.counts.statuses == {"ok": 1, "invalid_did": len(invalid) + 1}
     assert statuses(tmp_path / "lake")["did:example:abc"] == "invalid_did"
     assert host.server.asked()["getRepo"] == 1

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from backfill.repos.writer import say_outdated
+from backfill.repos.writer import report_outdated
 from datasets.database import Database, open_database
 from datasets.lake import Lake
 from datasets.repos import flush as flush_module
@@ -201,9 +201,9 @@ def test_what_is_older_than_the_lake_is_left_out_and_said(place: tuple[Lake, Dat
     assert in_lake(Path(lake.root)) == {did: as_found(SECOND) for did in (ALICE, BOB, CAROL)}
     assert lake.files("queues/pds") == lake.files("queues/pds", ".json") == []
     said: list[str] = []
-    say_outdated(left, written, said.append)
+    report_outdated(left, written, said.append)
     assert said == [
-        f"left out the fetched records of {min(ALICE, CAROL)} and 1 other: the lake has newer ones"
+        f"left out the fetched records of {min(ALICE, CAROL)} and 1 more: the lake has newer ones"
     ]
 
 
