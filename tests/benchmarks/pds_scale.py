@@ -51,7 +51,8 @@ def _measure(pipe: Connection, users: int) -> None:
             pipe.send(f"  {name}: {_sync(Path(folder), here)}")
         files = len(list(Path(folder).glob("raw_sync/**/*.parquet")))
         pipe.send(
-            f"  {files} files; the driver's memory: {before:.0f} MiB at the start, {_peak_mib():.0f} at the most"
+            f"  {files} files; the driver's memory: {before:.0f} MiB at the start, "
+            f"{_peak_mib():.0f} at its peak"
         )
     pipe.send("")
 

@@ -1,4 +1,4 @@
-"""What a sync does about one user, and about the users of a host that does not answer."""
+"""The sync of one user, and of the users of a host that does not respond."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from datasets.repos.state import Identity, RepoState
 from pds.jobs import Fetch, ListedRepo, Resolve, Unfinished
 from tests.pds.repos import make_did
 
-DID, PLC, HOST, OTHER = (
-    make_did(1),
-    "https://plc.directory",
-    "https://pds.example.com",
-    "https://other.example.com",
-)
+DID = make_did(1)
+PLC = "https://plc.directory"
+HOST = "https://pds.example.com"
+OTHER = "https://other.example.com"
 OCTOBER = covering(["post"], "2024-10-01", "2024-10-31")
 HERE = Identity(DID, HOST, None, "did:key:zQ3one", 100)
 BEFORE = RepoState(DID, rev="r1", batch="b1", coverage=OCTOBER)
@@ -35,7 +33,7 @@ def refused(job: Any, status: str = "not_found", **changes: Any) -> Unfinished:
     return Unfinished(job, status, "why", **{"may_have_moved": True, **changes})
 
 
-def test_a_user_who_is_not_known_is_resolved_and_fetched() -> None:
+def test_an_unknown_user_is_resolved_and_fetched() -> None:
     user = user_sync()
     assert user.begin() == RESOLVE
     assert user.resolved(HERE) == Fetch(HERE, OCTOBER)
@@ -47,13 +45,13 @@ def test_a_user_from_the_cache_is_fetched_if_the_revision_is_new() -> None:
     assert user_sync(identity=HERE, before=gone).begin() == Fetch(HERE, OCTOBER)
 
 
-def test_more_than_is_there_is_fetched_whatever_the_revision() -> None:
+def test_wider_coverage_is_fetched_whatever_the_revision() -> None:
     likes = covering(["like"], None, None)
     job = user_sync(identity=HERE, before=BEFORE, wanted=likes).begin()
     assert job == Fetch(HERE, union(OCTOBER, likes), replaces="b1")
 
 
-def test_a_did_web_is_asked_for_at_its_own_host() -> None:
+def test_a_did_web_is_resolved_at_its_own_host() -> None:
     user = user_sync(did="did:web:user.example.com")
     assert user.begin() == Resolve(
         user.did, "https://user.example.com", "https://user.example.com/.well-known/did.json"
@@ -71,14 +69,14 @@ def test_what_the_users_own_host_lists_saves_a_request() -> None:
     assert (done.status, done.transient) == ("takendown", False)
 
 
-def test_what_another_host_lists_is_not_believed() -> None:
+def test_the_list_of_another_host_is_ignored() -> None:
     for listed in (ListedRepo(DID, "r1", None), ListedRepo(DID, "", "takendown")):
         user = user_sync(identity=HERE, before=BEFORE, listing_host=OTHER, listed=listed)
         assert user.begin() == Fetch(HERE, OCTOBER, "r1", "b1")
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_a_repository_that_is_not_found_is_looked_for_once_more(*, cached: bool) -> None:
+def test_after_not_found_the_did_is_resolved_once_more(*, cached: bool) -> None:
     user = user_sync(identity=HERE if cached else None)
     if not cached:
         user.begin()
@@ -91,28 +89,28 @@ def test_a_repository_that_is_not_found_is_looked_for_once_more(*, cached: bool)
     assert user.unfinished(refused(again, "not_found")) == UserResult("not_found", "why")
 
 
-def test_no_move_no_second_request() -> None:
+def test_without_a_move_there_is_no_second_request() -> None:
     user = user_sync(identity=HERE)
     job = user.begin()
     assert user.unfinished(refused(job, "deactivated")) == RESOLVE
     assert user.resolved(replace(HERE, resolved_at=200)) == UserResult("deactivated", "why")
 
 
-def test_a_new_key_is_worth_a_second_look() -> None:
+def test_after_a_new_key_the_repository_is_fetched_again() -> None:
     user = user_sync(identity=HERE)
     user.unfinished(refused(user.begin(), "corrupt"))
     rotated = replace(HERE, key="did:key:zQ3two")
     assert user.resolved(rotated) == Fetch(rotated, OCTOBER)
 
 
-def test_what_was_resolved_a_moment_ago_is_only_doubted_where_nothing_is_found() -> None:
+def test_a_fresh_identity_is_resolved_again_only_after_not_found() -> None:
     user = user_sync()
     user.begin()
     job = user.resolved(HERE)
     assert user.unfinished(refused(job, "takendown")) == UserResult("takendown", "why")
 
 
-def test_if_the_directory_does_not_answer_the_first_answer_stands() -> None:
+def test_if_the_directory_does_not_respond_the_first_failure_stands() -> None:
     user = user_sync(identity=HERE)
     user.unfinished(refused(user.begin(), "not_found"))
     assert user.unfinished(refused(RESOLVE, "unreachable", transient=True)) == UserResult(
@@ -120,7 +118,7 @@ def test_if_the_directory_does_not_answer_the_first_answer_stands() -> None:
     )
 
 
-def test_a_few_users_of_a_silent_host_tell_about_the_others() -> None:
+def test_a_sample_of_users_decides_for_the_others() -> None:
     probe: RelocationProbe[int] = RelocationProbe()
     assert [probe.decide(HOST, n) for n in range(25)] == [Decision.RESOLVE] * 20 + [
         Decision.WAIT
@@ -132,7 +130,7 @@ def test_a_few_users_of_a_silent_host_tell_about_the_others() -> None:
     assert probe.decide(OTHER, 1) is Decision.RESOLVE
 
 
-def test_if_one_of_them_has_moved_all_are_asked_for() -> None:
+def test_if_one_user_has_moved_all_are_resolved() -> None:
     probe: RelocationProbe[int] = RelocationProbe()
     for n in range(22):
         probe.decide(HOST, n)
