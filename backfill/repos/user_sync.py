@@ -1,9 +1,10 @@
-"""What is done about one user, step by step: resolve, fetch, resolve again if that may help, done. Pure."""
+"""The sync of one user: resolve, fetch, resolve again if that may help. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from backfill.repos.counts import UNCHANGED
 from datasets.repos.coverage import RecordCoverage, contains, union
 from datasets.repos.state import Identity, RepoState
 from pds.addresses import origin_of
@@ -11,12 +12,13 @@ from pds.errors import RejectedRepo
 from pds.identity import document_url
 from pds.jobs import Fetch, Job, ListedRepo, Resolve, Unfinished
 
-UNCHANGED = "unchanged"
-
 
 @dataclass(frozen=True)
 class UserResult:
-    """How a user ends: a status of `pds_repos`, or UNCHANGED. `transient`: the next run may do better."""
+    """A user's final status: one of `pds_repos`, or UNCHANGED.
+
+    `transient`: the next run may succeed.
+    """
 
     status: str
     error: str | None = None
@@ -25,10 +27,15 @@ class UserResult:
 
 @dataclass
 class UserSync:
-    """One user's way through a sync that wants `wanted`.
+    """The state of one user's sync. Each method returns the next job, or the result.
 
-    `before` is the user's row, `identity` is set from the cache at first. `listed` is what the host
-    at `listing` said of the repository, if that is where the user comes from.
+    wanted          the records to have in the lake
+    before          the user's row in the database
+    identity        from the cache at first, then from the DID document
+    listed          the entry of the host `listing_host` for this user, if a host's list is synced
+    cached          whether `identity` came from the cache
+    resolved_again  whether the DID was resolved a second time, or need not be
+    first_failure   the failure that led to this
     """
 
     did: str
@@ -37,65 +44,79 @@ class UserSync:
     before: RepoState | None = None
     identity: Identity | None = None
     listed: ListedRepo | None = None
-    listing: str | None = None
+    listing_host: str | None = None
     cached: bool = False
-    asked_again: bool = False
-    refused: Unfinished | None = None
+    resolved_again: bool = False
+    first_failure: Unfinished | None = None
 
     def begin(self) -> Job | UserResult:
         self.cached = self.identity is not None
         return self._fetch(self.identity) if self.identity else self._resolve()
 
     def resolved(self, identity: Identity) -> Job | UserResult:
-        before, self.identity = self.identity, identity
-        if self.refused is None:
+        before = self.identity
+        self.identity = identity
+        if self.first_failure is None:
             return self._fetch(identity)
-        # A move is followed once, and so is a new key.
+
+        # A new host or a new key is tried, once. Without a change, the failure stands.
         if before and (identity.host, identity.key) == (before.host, before.key):
-            return _done(self.refused)
+            return _result(self.first_failure)
         return self._fetch(identity)
 
-    def doubts(self, left: Unfinished) -> bool:
-        """Whether the directory might know better.
-
-        What the cache says may be old. That there is no repository is doubted even without a cache:
-        the user may have moved a moment ago.
-        """
-        may_be_elsewhere = left.may_have_moved and (self.cached or left.status == "not_found")
-        return may_be_elsewhere and isinstance(left.job, Fetch) and not self.asked_again
-
-    def left(self, left: Unfinished) -> Job | UserResult:
-        if self.doubts(left):
-            self.refused, self.asked_again = left, True
+    def unfinished(self, failure: Unfinished) -> Job | UserResult:
+        if self.may_have_moved(failure):
+            self.first_failure = failure
+            self.resolved_again = True
             return self._resolve()
-        return _done(left if isinstance(left.job, Fetch) else self.refused or left)
+
+        if isinstance(failure.job, Fetch):
+            return _result(failure)
+        return _result(self.first_failure or failure)
+
+    def may_have_moved(self, failure: Unfinished) -> bool:
+        """Whether resolving the DID again may lead to another host or key.
+
+        A cached identity may be outdated. If a repository is not found, the DID is resolved again
+        even without a cache: the user may have moved a moment ago.
+        """
+        if self.resolved_again or not isinstance(failure.job, Fetch):
+            return False
+
+        return failure.may_have_moved and (self.cached or failure.status == "not_found")
 
     def _resolve(self) -> Job | UserResult:
         url = document_url(self.did, self.plc_url)
+        host_url = url.rpartition("/.well-known/")[0] or self.plc_url
         try:
-            return Resolve(
-                self.did,
-                origin_of(url.rpartition("/.well-known/")[0] or self.plc_url, insecure=True),
-                url,
-            )
+            origin = origin_of(host_url, insecure=True)
         except RejectedRepo as error:
             return UserResult(error.status, error.reason)
 
+        return Resolve(self.did, origin, url)
+
     def _fetch(self, identity: Identity) -> Job | UserResult:
-        before, coverage, known = self.before, self.wanted, None
-        if before is not None and before.batch:
-            coverage = union(before.coverage, self.wanted)
-            known = before.rev if contains(before.coverage, self.wanted) else None
-        if self.listed is not None and self.listing == identity.host and not self.refused:
+        coverage = self.wanted
+        known_rev = None
+        held = self.before if self.before and self.before.batch else None
+
+        if held is not None:
+            coverage = union(held.coverage, self.wanted)
+            # With a known revision, an unchanged repository is not fetched.
+            if contains(held.coverage, self.wanted):
+                known_rev = held.rev
+
+        # The list of a host counts for the users whose DID document names this host.
+        if self.listed and self.listing_host == identity.host and not self.first_failure:
             if self.listed.status:
-                return UserResult(
-                    self.listed.status, f"{self.listing} lists it as {self.listed.status}"
-                )
-            if known and self.listed.rev == known:
+                reason = f"{self.listing_host} lists it as {self.listed.status}"
+                return UserResult(self.listed.status, reason)
+            if known_rev and self.listed.rev == known_rev:
                 return UserResult(UNCHANGED)
-            known = None
-        return Fetch(identity, coverage, known, before.batch if before else None)
+            known_rev = None
+
+        return Fetch(identity, coverage, known_rev, self.before.batch if self.before else None)
 
 
-def _done(left: Unfinished) -> UserResult:
-    return UserResult(left.status, left.error, left.transient)
+def _result(failure: Unfinished) -> UserResult:
+    return UserResult(failure.status, failure.error, failure.transient)

@@ -1,4 +1,4 @@
-"""A sync into S3 with its state in PostgreSQL: by processes of the command line, against a real endpoint."""
+"""`pds sync` into S3 with PostgreSQL, as processes, against a real S3 endpoint."""
 
 from __future__ import annotations
 
@@ -64,8 +64,12 @@ def test_a_sync_into_s3(s3: Endpoint, postgres_url: str) -> None:
         ]
         synced = subprocess.run(
             [sys.executable, "-c", TWICE, *command],
-            cwd=ROOT, env=cli_environment(s3.environment), capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=cli_environment(s3.environment),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert synced.returncode == 0, synced.stderr
         statuses = [json.loads(line)["statuses"] for line in synced.stdout.splitlines()]
     assert statuses == [{"ok": 2}, {"ok": 1, "unchanged": 1}]

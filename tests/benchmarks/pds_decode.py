@@ -16,7 +16,7 @@ from atproto import CAR
 
 from datasets.repos.coverage import RECORD_TYPES, covering
 from pds.repo.car import read_repo
-from pds.repo.records import Counts, rows
+from pds.repo.records import RecordCounts, record_tables
 from tests.pds.repos import make_did, make_repo, posts
 from tests.pds.support import INDEX, car, identity
 
@@ -34,7 +34,10 @@ def main() -> None:
 
     def as_rows() -> int:
         repo = read_repo(data, did, key)
-        return sum(len(table) for table in rows(repo, EVERYTHING, "2024-10-01-00:00:00", Counts()))
+        return sum(
+            len(table)
+            for table in record_tables(repo, EVERYTHING, "2024-10-01-00:00:00", RecordCounts())
+        )
 
     def unverified() -> int:
         return len(CAR.from_bytes(data).blocks)

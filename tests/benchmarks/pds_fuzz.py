@@ -2,9 +2,9 @@
 
 `python -m tests.benchmarks.pds_fuzz [COUNT] [SEED]`
 
-Four fifths are mutations of the bytes of fixtures and made repositories, one fifth of repositories
-whose fetcher signs what he likes. Each is refused as `corrupt` with a reason, or has exactly the
-right records; anything else ends this with the seed that leads to it.
+Four fifths mutate the bytes of recorded and made repositories. One fifth mutates repositories
+before they are signed, as a malicious user could. Each must be rejected as `corrupt` with a reason,
+or have exactly the right records; anything else ends the benchmark with the seed that leads to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import sys
 import time
 from collections import Counter
 
-from tests.pds.fuzz import Subject, hostile, read, small_repo, subject_of, try_bytes, try_signed
+from tests.pds.fuzz import Subject, read, small_repo, subject_of, try_bytes
+from tests.pds.fuzz_signed import try_signed
+from tests.pds.hostile import hostile
 from tests.pds.repos import make_did
 from tests.pds.support import INDEX, WITH_CAR, car, identity
 

@@ -51,7 +51,8 @@ def _measure(pipe: Connection, users: int) -> None:
             pipe.send(f"  {name}: {_sync(Path(folder), here)}")
         files = len(list(Path(folder).glob("raw_sync/**/*.parquet")))
         pipe.send(
-            f"  {files} files; the driver's memory: {before:.0f} MiB at the start, {_peak_mib():.0f} at the most"
+            f"  {files} files; the driver's memory: {before:.0f} MiB at the start, "
+            f"{_peak_mib():.0f} at its peak"
         )
     pipe.send("")
 
@@ -59,8 +60,10 @@ def _measure(pipe: Connection, users: int) -> None:
 def _sync(lake: Path, here: World) -> str:
     result, seconds = run_sync(lake, here, of_all(here.dids), SETTINGS)
     counts = result.counts
-    counts = ", ".join(f"{count:,} {name}" for name, count in counts.statuses.items())
-    return f"{counts}, {counts.records.total():,} records, {seconds:.1f} s, {counts.users / seconds:.0f} users/s"
+    statuses = ", ".join(f"{count:,} {name}" for name, count in counts.statuses.items())
+    records = counts.records.total()
+    rate = counts.users / seconds
+    return f"{statuses}, {records:,} records, {seconds:.1f} s, {rate:.0f} users/s"
 
 
 def _peak_mib() -> float:

@@ -58,7 +58,7 @@ def expected(name: str) -> list[dict[str, Any]]:
 
 
 def vectors(name: str) -> list[str]:
-    """The lines of a text file of test vectors, with the blanks at their ends; [] without the file."""
+    """Lines of a text file of test vectors, blanks at their ends included; [] without the file."""
     path = INTEROP / name
     if not path.exists():
         return []
@@ -68,6 +68,6 @@ def vectors(name: str) -> list[str]:
 
 
 def json_vectors(name: str) -> list[dict[str, Any]]:
-    """The entries of a JSON file of test vectors; [] without the file."""
+    """Entries of a JSON file of test vectors; [] without the file."""
     path = INTEROP / name
     return json.loads(path.read_text()) if path.exists() else []

@@ -1,11 +1,11 @@
-"""The fetcher of hosts, in this process, against real servers on loopback."""
+"""HostFetcher in this process, against servers on loopback."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,8 +16,7 @@ from pds.identity import document_url
 from pds.jobs import Job, JobResult, ListRepos, RepoPage, Resolve, Resolved, Unfinished
 from pds.settings import PdsSettings
 from tests.pds.repos import Key, make_did, make_repo, posts
-from tests.pds.servers import HTML_429, Network, Plc, Reply, network
-from tests.pds.test_throttle import most_in_a_second
+from tests.pds.servers import HTML_429, Network, Plc, Reply, most_in_a_second
 
 QUICK = PdsSettings(
     host_qps=200,
@@ -28,12 +27,6 @@ QUICK = PdsSettings(
     retry_seconds=0.1,
 )
 KEY = Key.make()
-
-
-@pytest.fixture
-def net() -> Iterator[Network]:
-    with network() as found:
-        yield found
 
 
 def resolve_job(plc: Plc, number: int) -> Resolve:
@@ -63,7 +56,7 @@ def run(jobs: Iterable[Job], settings: PdsSettings = QUICK, seconds: float = 30)
     return asyncio.run(play())
 
 
-def test_the_allowance_is_used_and_never_exceeded(net: Network) -> None:
+def test_the_rate_limit_is_used_and_never_exceeded(net: Network) -> None:
     net.plc.server.latency = 0.1
     jobs = [resolve_job(net.plc, n) for n in range(60)]
     found = run(jobs, PdsSettings(host_qps=20))
@@ -74,25 +67,25 @@ def test_the_allowance_is_used_and_never_exceeded(net: Network) -> None:
 
 
 def limited_at_first(times: int, reply: Reply) -> Callable[[str, dict[str, str]], Reply | None]:
-    left = [times]
+    remaining = [times]
 
     def fault(path: str, query: dict[str, str]) -> Reply | None:
-        left[0] -= 1
-        return reply if left[0] >= 0 else None
+        remaining[0] -= 1
+        return reply if remaining[0] >= 0 else None
 
     return fault
 
 
 @pytest.mark.parametrize(
-    ("headers", "rest"),
+    ("headers", "seconds"),
     [
         ({"Content-Type": "text/html"}, 0.5),
         ({"Retry-After": "1"}, 1.0),
         ({"RateLimit-Reset": "1"}, 1.0),
     ],
 )
-def test_429s_are_waited_out_and_are_no_failures(
-    net: Network, headers: dict[str, str], rest: float
+def test_429s_pause_the_host_and_are_not_failures(
+    net: Network, headers: dict[str, str], seconds: float
 ) -> None:
     jobs = [resolve_job(net.plc, n) for n in range(12)]
     net.plc.server.fault = limited_at_first(3, Reply(429, HTML_429, headers))
@@ -100,11 +93,11 @@ def test_429s_are_waited_out_and_are_no_failures(
     assert all(isinstance(result, Resolved) for result in found)
     times = net.plc.server.times
     pause = max(later - earlier for earlier, later in pairwise(times))
-    assert rest * 0.9 <= pause <= rest * 1.1 + 0.3
+    assert seconds * 0.9 <= pause <= seconds * 1.1 + 0.3
     assert len(times) <= 12 + QUICK.in_flight
 
 
-def test_a_host_that_says_429_for_ever_is_left_for_the_next_run(net: Network) -> None:
+def test_a_host_that_always_answers_429_is_given_up(net: Network) -> None:
     jobs = [resolve_job(net.plc, n) for n in range(100)]
     net.plc.server.fault = lambda path, query: Reply(429, HTML_429)
     found = run(jobs, PdsSettings(host_qps=200, limited_seconds=0.2, patience=2))
@@ -113,11 +106,11 @@ def test_a_host_that_says_429_for_ever_is_left_for_the_next_run(net: Network) ->
     }
     assert len(found) == 100
     assert "limits our requests" in str(found[0])
-    # The requests under way at the first 429, and one probe after each rest.
+    # The requests under way at the first 429, and one probe after each pause.
     assert len(net.plc.server.times) <= QUICK.in_flight + 2
 
 
-def test_a_host_in_trouble_holds_up_nobody(net: Network) -> None:
+def test_failing_hosts_do_not_delay_others(net: Network) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -155,30 +148,30 @@ def test_a_host_in_trouble_holds_up_nobody(net: Network) -> None:
         stuck.server.close()
     # 30 requests at 50 a second, and two hosts at once.
     assert until_good < 1.5
-    left = [result for result in found if isinstance(result, Unfinished)]
-    assert {(result.status, result.transient) for result in left} == {("unreachable", True)}
-    assert len(left) == 60
+    unfinished = [result for result in found if isinstance(result, Unfinished)]
+    assert {(result.status, result.transient) for result in unfinished} == {("unreachable", True)}
+    assert len(unfinished) == 60
 
 
-def test_errors_of_the_host_are_tried_again_and_then_left(net: Network) -> None:
+def test_server_errors_are_retried_and_then_left_for_the_next_run(net: Network) -> None:
     good, bad = resolve_job(net.plc, 1), resolve_job(net.plc, 2)
     net.plc.server.fault = lambda path, query: Reply(502) if path.endswith(bad.did) else None
     found = {result.job.did: result for result in run([good, bad])}  # type: ignore[union-attr]
     assert isinstance(found[good.did], Resolved)
-    left = found[bad.did]
-    assert isinstance(left, Unfinished)
-    assert (left.status, left.transient) == ("unreachable", True)
-    assert "answered with 502" in left.error
+    unfinished = found[bad.did]
+    assert isinstance(unfinished, Unfinished)
+    assert (unfinished.status, unfinished.transient) == ("unreachable", True)
+    assert "answered with 502" in unfinished.error
     assert net.plc.server.paths.count(f"/{bad.did}") == QUICK.attempts
 
 
-def test_an_error_that_passes_is_no_error(net: Network) -> None:
+def test_a_transient_failure_is_retried(net: Network) -> None:
     jobs = [resolve_job(net.plc, n) for n in range(3)]
     net.plc.server.fault = limited_at_first(2, Reply(cut=True))
     assert all(isinstance(result, Resolved) for result in run(jobs))
 
 
-def test_a_host_that_may_not_be_asked_is_refused_for_good(net: Network) -> None:
+def test_a_forbidden_host_is_not_a_transient_failure(net: Network) -> None:
     async def play() -> list[JobResult]:
         fetcher = HostFetcher(QUICK, (), insecure=False)
         await fetcher.submit(
@@ -194,7 +187,7 @@ def test_a_host_that_may_not_be_asked_is_refused_for_good(net: Network) -> None:
     for result in asyncio.run(play()):
         assert isinstance(result, Unfinished)
         assert (result.status, result.transient) == ("unreachable", False)
-        assert "is not asked" in result.error
+        assert "is not contacted" in result.error
     assert net.plc.server.paths == []
 
 
@@ -228,15 +221,15 @@ def test_the_pages_of_a_host(net: Network) -> None:
     "body",
     [b"<html>", b"{}", b'{"repos": 5}', b'{"repos": null, "cursor": "x"}', b"[" * 9000],
 )
-def test_a_host_that_lists_nothing_that_can_be_read(net: Network, body: bytes) -> None:
+def test_a_host_whose_list_cannot_be_read(net: Network, body: bytes) -> None:
     host = net.host()
     host.server.fault = lambda path, query: Reply(body=body)
-    [left] = run([ListRepos(host.origin)])
-    assert isinstance(left, Unfinished)
-    assert "does not list" in left.error
+    [unfinished] = run([ListRepos(host.origin)])
+    assert isinstance(unfinished, Unfinished)
+    assert "does not list" in unfinished.error
 
 
-def test_odd_entries_of_a_listing_are_left_out(net: Network) -> None:
+def test_invalid_entries_of_a_list_are_skipped(net: Network) -> None:
     host = net.host()
     body = (
         b'{"repos": [5, {}, {"did": "../../etc"}, {"did": 7}, {"did": "did:example:x"},'
@@ -253,7 +246,7 @@ def test_odd_entries_of_a_listing_are_left_out(net: Network) -> None:
     assert page.cursor is None
 
 
-def test_what_breaks_the_owner_reaches_who_waits() -> None:
+def test_an_unexpected_error_is_raised_by_take() -> None:
     async def play() -> None:
         fetcher = HostFetcher(QUICK, (), insecure=True)
         await fetcher.submit([Resolve("did:plc:x", "http://127.0.0.1:1", 5)])  # type: ignore[arg-type]
@@ -263,7 +256,7 @@ def test_what_breaks_the_owner_reaches_who_waits() -> None:
         asyncio.run(play())
 
 
-def test_requests_that_are_redirected_to_one_host_do_not_cut_each_other_off(net: Network) -> None:
+def test_redirects_to_one_host_do_not_close_each_others_connections(net: Network) -> None:
     """The host at the end of the redirects has no jobs of its own."""
     front = net.host()
     jobs = [resolve_job(net.plc, n) for n in range(40)]

@@ -101,5 +101,5 @@ def test_names_of_collections(name: str) -> None:
     "name",
     ["", "post", "com.example", "com.example.3", "com..example.x", "com.exa_mple.x", "a.b.c" * 99],
 )
-def test_what_is_no_name_of_a_collection(name: str) -> None:
+def test_invalid_names_of_collections(name: str) -> None:
     assert not is_nsid(name)

@@ -1,4 +1,4 @@
-"""Against arroba, a PDS that others wrote, over HTTP: its trees, its commits, its signatures, its answers."""
+"""A sync from arroba, an independent PDS: its trees, commits, signatures and answers over HTTP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.pds.repos import make_did
 from tests.pds.servers import Plc, Reply, Server, error_reply, json_reply
-from tests.pds.test_sync import run, statuses, uris
+from tests.pds.syncs import run, statuses, uris
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -22,7 +22,7 @@ class Arroba:
     """arroba's XRPC methods over its own storage in memory; the HTTP around them is ours."""
 
     def __init__(self) -> None:
-        # Its other storage, in Google's Datastore, wants packages that nothing here needs.
+        # Its storage in Google's Datastore would need packages that are not installed.
         datastore = ModuleType("arroba.datastore_storage")
         for name in ("AtpBlock", "AtpRemoteBlob", "AtpRepo", "DatastoreStorage"):
             setattr(datastore, name, type(name, (), {}))
@@ -39,7 +39,7 @@ class Arroba:
         self.origin = self._http.origin
 
     def _answer(self, path: str, query: dict[str, str]) -> Reply:
-        """As lexrpc's own Flask endpoint answers, which wants websockets that a sync does not."""
+        """Answers like lexrpc's Flask endpoint, which would need a package for websockets."""
         nsid = path.removeprefix("/xrpc/")
         try:
             parameters = self._methods.decode_params(nsid, query.items())
@@ -91,17 +91,21 @@ def did_key(repo: Any) -> str:
 def records(count: int, text: str = "post") -> dict[str, Any]:
     made: dict[str, Any] = {
         f"app.bsky.feed.post/3kaaaaaaaa{a}{b}2": {
-            "$type": "app.bsky.feed.post", "text": f"{text} {a}{b}", "createdAt": f"2024-10-0{1 + n % 9}T12:00:00.000Z",
+            "$type": "app.bsky.feed.post",
+            "text": f"{text} {a}{b}",
+            "createdAt": f"2024-10-0{1 + n % 9}T12:00:00.000Z",
         }
         for n, (a, b) in enumerate([(a, b) for a in "234567abc" for b in "234567abc"][:count])
-    }  # fmt: skip
+    }
     link = {
         "uri": "at://did:plc:x/app.bsky.feed.post/3kaaaaaaaaaa2",
         "cid": "bafyreigmqv7arftkx2yswvks2ly3qlodvrj6pkobftuqrutufpzx5lch3i",
     }
     made["app.bsky.feed.like/3kbbbbbbbbbb2"] = {
-        "$type": "app.bsky.feed.like", "subject": link, "createdAt": "2024-10-01T12:00:00.000Z",
-    }  # fmt: skip
+        "$type": "app.bsky.feed.like",
+        "subject": link,
+        "createdAt": "2024-10-01T12:00:00.000Z",
+    }
     return made
 
 
