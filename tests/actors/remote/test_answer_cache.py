@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from actors.remote import answer_cache as responses
 from actors.remote.answer_cache import (
     AnswerCache,
     AnswerCacheAddress,
@@ -22,7 +23,6 @@ from actors.remote.answer_cache import (
     leave_answer_cache,
 )
 from actors.remote.answer_client import Answers
-from actors.remote.protocol import answer_cache as responses
 from datasets import answer_store as table
 from datasets.answer_store import RunScope, remove_answers, store_path
 from datasets.errors import ConfigError, our_error

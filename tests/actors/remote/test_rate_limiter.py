@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from actors.remote import rate_limiter as module
 from actors.remote.clock import Clock, boot_id
 from actors.remote.protocol import Quota
-from actors.remote.protocol import rate_limiter as module
 from actors.remote.rate_limiter import HORIZON, MARGIN, Activity, Limiter
 from datasets.errors import ConfigError
 from tests.clocks import TestClock
