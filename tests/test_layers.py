@@ -27,7 +27,7 @@ FOLDERS = sorted({path.parent for path in MODULES})
 
 # `__init__.py` does not count: it is empty.
 MAX_MODULES = 13
-MAX_LINES = 480
+MAX_LINES = 520
 # This many modules with a common prefix are a folder in disguise.
 PREFIX_MODULES = 3
 
