@@ -156,14 +156,14 @@ def test_a_rebuild_names_a_bad_file_and_keeps_the_rows_or_goes_on_without_it(
 
 _REBUILD_AND_DIE = """
 import os, signal, sys
-from backfill.config import workspace
+from backfill.workspace import open_workspace
 from backfill.labels.status import rebuild_database
 
 def die(text):
     if "3 rows" in text:
         os.kill(os.getpid(), signal.SIGKILL)
 
-rebuild_database(workspace(sys.argv[1], None, None, None, debug=False), die)
+rebuild_database(open_workspace(sys.argv[1], None, None, None, debug=False), die)
 """
 
 
