@@ -278,7 +278,9 @@ def _count_again(state: _State, known: Mapping[float, float | None], now: float,
     since = now - period
     told = {slot: counts for slot, counts in known.items() if counts is not None and since < counts <= now + MARGIN}
     every = {**{slot: before for before, slot in state.counted}, **told}
-    counted = sorted((counts, slot) for slot, before in every.items() if (counts := known.get(slot, before)) is not None)
+    counted = sorted(
+        (counts, slot) for slot, before in every.items() if (counts := known.get(slot, before)) is not None
+    )
     unused = sum(slot in known and known[slot] is None for _, slot in state.counted)
     state.counted = [entry for entry in counted if entry[0] > since] or counted[-1:]
     return unused

@@ -46,7 +46,7 @@ def test_an_escape_is_no_word_that_a_short_secret_stands_in(before: str, escape:
 @pytest.mark.parametrize("secret", ['\\"@b', '"quoted"', "-dash-"])
 def test_json_stays_json_wherever_an_odd_secret_stands(secret: str) -> None:
     remember(secret)
-    for text in (f"a{secret} b", f"{secret}\\", f"\n{secret}\""):
+    for text in (f"a{secret} b", f"{secret}\\", f'\n{secret}"'):
         assert "***" in json.loads(redact(json.dumps({"error": text})))["error"]
 
 
