@@ -106,6 +106,16 @@ class DoubtfulRefusal(RejectedPost):
         return self.reason
 
 
+class AskOtherwise(RetryableError):
+    """A refusal of how the request was put. It is put otherwise from now on, so this was no try of it."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message, 0.0, kind)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.message, self.kind)
+
+
 class MalformedError(RetryableError):
     """An answer that does not answer."""
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from actors.integrations import Classifier, Environment, Integration, Placement
 from actors.models.settings import ModelSettings, check_local, local_classifier
-from actors.remote import Call, Limits, MalformedError, Quota, Remote, readable
+from actors.remote import AskOtherwise, Call, Limits, MalformedError, Quota, Remote, readable
 from datasets.errors import ConfigError, FatalError, RejectedPost, RetryableError
 from datasets.settings import check_numbers
 from datasets.urls import header_key, http_url
@@ -150,8 +150,11 @@ class Perspective:
         unknown = _UNKNOWN.search(reason)
         if unknown and len(self._attributes) > 1:
             # A server need not offer all; what it does not offer stays null.
-            self._attributes.pop(unknown[1], None)
-            raise RetryableError(reason, retry_after=0.0, kind="unknown_attribute")
+            if (
+                self._attributes.pop(unknown[1], None) is None
+            ):  # another request has met it already, or it was not asked
+                raise RetryableError(reason, retry_after=0.0, kind="unknown_attribute")
+            raise AskOtherwise(reason, kind="unknown_attribute")
         if status != 400:
             raise FatalError(
                 f"{self._url} answers HTTP {status}, which is not Perspective; check PERSPECTIVE_API_ENDPOINT"
