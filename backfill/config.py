@@ -76,8 +76,13 @@ def workspace(
 
 
 def new_run_id() -> str:
-    """Sorts by time, and differs between runs of the same second."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{token_hex(3)}"
+    """Sorts by time, to a four-thousandth of a second, and differs between runs of the same moment.
+
+    Its order decides whose file goes where two runs wrote the same posts (backfill/overtaken.py).
+    """
+    now = datetime.now(UTC)
+    fraction = now.microsecond * 4096 // 1_000_000
+    return f"{now:%Y%m%dT%H%M%S}-{fraction:03x}{token_hex(2)[:3]}"
 
 
 def load_config(path: str | None) -> Config:
