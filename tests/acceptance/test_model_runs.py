@@ -229,7 +229,7 @@ def test_a_run_that_waits_says_for_what_and_goes_on(
     import ray
 
     monkeypatch.setattr(progress, "_STALL_SECONDS", 4.0)
-    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 1.0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 1.0)
     uris = make_lake(lake_dir, 20)
     # Somebody else has all of the machine.
     holder = ray.remote(Holder).options(num_cpus=ray.cluster_resources()["CPU"]).remote()
