@@ -96,9 +96,8 @@ class LabelBuffer:
         # Every batch of this run that is durable, with its receipt if it was staged in this life.
         self._taken: dict[str, Receipt | None] = {}
         self._flushes = 0
-        self._unloaded: deque[list[str]] = (
-            deque()
-        )  # label files of each flush that wait for the database
+        # Label files of each flush that wait for the database.
+        self._unloaded: deque[list[str]] = deque()
         self._flushed = False  # after the last flush
         self._oldest: float | None = None
         self._closing = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ from datasets.errors import BackfillError, FatalError, RejectedPost, RetryableEr
 from datasets.garbage_collection import collection_paused
 from datasets.labels.writing import batch_name
 from datasets.schemas import PARTITION_DATE, POST_COLUMNS, staged_schema
+from datasets.timestamps import pipeline_time, utc_now
 
 _MAX_REASON_CHARS = 300
 # Local classifiers yield to the actors that must send requests at a certain time.
@@ -113,7 +113,7 @@ def label_rows(
     columns["reason"] = [_reason(outcome) for outcome in outcomes]
 
     constants = {
-        "label_timestamp": datetime.now(UTC).strftime("%Y-%m-%d-%H:%M:%S"),
+        "label_timestamp": pipeline_time(utc_now()),
         "label_model": classifier.model,
         "label_model_revision": classifier.revision,
         "run_id": run_id,

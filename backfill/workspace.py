@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from secrets import token_hex
 
 from backfill.addresses import database_at, lake_at
 from backfill.config import Config, load_config
 from datasets.lake import Lake
+from datasets.timestamps import compact, utc_now
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,6 @@ def new_run_id() -> str:
 
     Its order decides whose file goes where two runs wrote the same posts (backfill/overtaken.py).
     """
-    now = datetime.now(UTC)
+    now = utc_now()
     fraction = now.microsecond * 4096 // 1_000_000
-    return f"{now:%Y%m%dT%H%M%S}-{fraction:03x}{token_hex(2)[:3]}"
+    return f"{compact(now)}-{fraction:03x}{token_hex(2)[:3]}"

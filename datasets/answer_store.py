@@ -123,9 +123,8 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
         yield
         database.execute("COMMIT")
     except BaseException:
-        with suppress(
-            sqlite3.Error
-        ):  # some errors have rolled it back already; the first is the one to tell
+        # Some errors have rolled it back already. The first error is the one to report.
+        with suppress(sqlite3.Error):
             database.execute("ROLLBACK")
         raise
 
@@ -181,8 +180,7 @@ def delete_staged(database: sqlite3.Connection, scope: RunScope) -> None:
         else:
             database.execute("DELETE FROM responses")  # of the whole table, which takes no time
     if not database.execute("SELECT 1 FROM responses LIMIT 1").fetchone():
-        with suppress(
-            sqlite3.Error
-        ):  # another process reads: what is free is used again, the file only stays large
+        # While another process reads, this fails: the free pages are reused, and the file stays large.
+        with suppress(sqlite3.Error):
             database.execute("VACUUM")
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -215,11 +217,7 @@ class Lake:
                 table = file.read()
             except (pa.ArrowException, OSError) as error:
                 raise self._undecodable(path, error) from error
-        plain = [
-            f.with_type(pa.large_string()) if pa.types.is_string_view(f.type) else f
-            for f in table.schema
-        ]
-        return table.cast(pa.schema(plain, table.schema.metadata))
+        return without_views(table)
 
     def _undecodable(self, path: str, error: Exception) -> ConfigError:
         if isinstance(error, OSError) and "AWS Error" in str(error):
@@ -232,6 +230,13 @@ class Lake:
                 return bytes(file.read())
         except OSError as error:
             raise from_os_error("read", self.show(path), error) from error
+
+    def read_record(self, path: str, *entries: str) -> dict[str, Any]:
+        """A JSON object that has these entries. Raises ValueError for any other file."""
+        record = json.loads(self.read_bytes(path))
+        if not isinstance(record, dict) or not set(entries) <= record.keys():
+            raise ValueError("entries are missing")
+        return record
 
     def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
         """Durable when it returns; a reader sees all of it or nothing. Replaces what was there."""
@@ -287,6 +292,15 @@ class Lake:
         probe, quick = f".probe-{secrets.token_hex(4)}", replace(self, patient=False)
         quick.write_bytes(probe, b"")
         quick.delete(probe)
+
+
+def without_views(table: pa.Table) -> pa.Table:
+    """The same table with string views as strings, because views cannot be filtered."""
+    plain = [
+        field.with_type(pa.large_string()) if pa.types.is_string_view(field.type) else field
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(plain, table.schema.metadata))
 
 
 def ensure_lake(lake: Lake) -> None:

@@ -22,8 +22,18 @@ import pyarrow.compute as pc
 from datasets.errors import BadFile, ConfigError
 from datasets.lake import FEEDS, POSTS, Lake
 from datasets.schemas import POST_SCHEMA
+from datasets.uris.hashing import (
+    Bits,
+    Hashes,
+    first_of_each,
+    first_of_each_code,
+    hash_uris,
+    is_among,
+    is_in,
+    repeated,
+    repeated_in_place,
+)
 
-Bits = npt.NDArray[np.bool_]
 # Partition date → URIs, to keep to (members) or to leave out (excluded).
 UrisOf = Callable[[str], pa.ChunkedArray]
 # Given a file that cannot be used, raises it or notes it and returns.
@@ -37,8 +47,7 @@ _SCAN_THREADS = min(4, os.cpu_count() or 1)
 _BUCKET_POSTS = 1_000_000
 _URI = pa.schema([("uri", pa.string())])
 _READ = pa.schema([POST_SCHEMA.field(name) for name in ("uri", "text", "preprocessing_timestamp")])
-# Keys of the hashes (16 bytes). Part of the contract: another key is another sample.
-_IDENTITY_KEY = "label-backfill-0"
+# The key of the hashes (16 bytes). Part of the contract: another key is another sample.
 _SAMPLE_KEY = "sample-{:09d}"
 
 
@@ -195,7 +204,7 @@ class _Scan:
     date: str
     files: list[_File] = field(default_factory=list)
     whole: Bits = field(default_factory=lambda: np.zeros(0, bool))
-    hashes: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    hashes: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64))
     wanted: dict[str, Bits] = field(default_factory=dict)
 
 
@@ -222,12 +231,12 @@ def _scan(
         uris.extend(file_uris)
     whole = np.concatenate(kept) if kept else np.zeros(0, bool)
     candidates = pa.chunked_array(uris, pa.string())
-    hashes = _hash(candidates, _IDENTITY_KEY)
+    hashes = hash_uris(candidates)
     first = _first_occurrences(candidates, hashes)
     if not first.all():
         whole[np.flatnonzero(whole)[~first]] = False
         candidates, hashes = candidates.filter(pa.array(first)), hashes[first]
-    wanted = {name: ~_is_in(candidates, uris_of(day)) for name, uris_of in excluded.items()}
+    wanted = {name: ~is_in(candidates, uris_of(day)) for name, uris_of in excluded.items()}
     return _Scan(day, files, whole, hashes, wanted)
 
 
@@ -248,7 +257,7 @@ def _scan_file(
         )
         mask = np.asarray(keep.fill_null(False).to_numpy(zero_copy_only=False), bool)
         if members is not None:
-            mask &= _is_in(batch["uri"], members)
+            mask &= is_in(batch["uri"], members)
         if sample is not None:
             mask &= _sampled(batch["uri"], sample)
         kept.append(mask)
@@ -264,60 +273,17 @@ def _check_unchanged(lake: Lake, path: str, identity: str) -> None:
 
 
 def _sampled(uris: pa.Array, sample: Sample) -> Bits:
-    hashes = _hash(uris.fill_null(""), _SAMPLE_KEY.format(sample.seed))
+    hashes = hash_uris(uris.fill_null(""), _SAMPLE_KEY.format(sample.seed))
     return np.asarray(hashes < np.uint64(min(sample.proportion * 2.0**64, 2.0**64 - 2048)), bool)
 
 
-def _hash(uris: pa.Array | pa.ChunkedArray, key: str) -> npt.NDArray[np.uint64]:
-    """SipHash-2-4, as pandas computes it."""
-    from pandas.util import hash_array  # half a second to import, needed here only
-
-    if len(uris) == 0:
-        return np.zeros(0, np.uint64)
-    strings = uris.to_numpy(zero_copy_only=False) if isinstance(uris, pa.Array) else uris.to_numpy()
-    return np.asarray(hash_array(strings, hash_key=key, categorize=False), np.uint64)
-
-
-def _is_in(uris: pa.Array | pa.ChunkedArray, these: pa.ChunkedArray) -> Bits:
-    if len(these) == 0 or len(uris) == 0:
-        return np.zeros(len(uris), bool)
-    found = pc.is_in(uris, value_set=these)
-    return np.asarray(
-        found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy(),
-        bool,
-    )
-
-
-def _first_occurrences(uris: pa.ChunkedArray, hashes: npt.NDArray[np.uint64]) -> Bits:
+def _first_occurrences(uris: pa.ChunkedArray, hashes: Hashes) -> Bits:
     """True for each row whose URI no earlier row has. Equal hashes are suspects only; strings decide."""
     first = np.ones(len(uris), bool)
-    suspects = np.flatnonzero(_is_among(hashes, _repeated(hashes)))
+    suspects = np.flatnonzero(is_among(hashes, repeated(hashes)))
     if len(suspects):
-        codes = pc.dictionary_encode(
-            uris.take(pa.array(suspects)).combine_chunks()
-        ).indices.to_numpy()
-        first[suspects] = False
-        first[suspects[np.unique(codes, return_index=True)[1]]] = True
+        first[suspects] = first_of_each(uris.take(pa.array(suspects)))
     return first
-
-
-def _is_among(hashes: npt.NDArray[np.uint64], ordered: npt.NDArray[np.uint64]) -> Bits:
-    """`np.isin` for values that are sorted: without a copy of them for each call."""
-    if not len(ordered):
-        return np.zeros(len(hashes), bool)
-    nearest = np.minimum(np.searchsorted(ordered, hashes), len(ordered) - 1)
-    return np.asarray(ordered[nearest] == hashes, bool)
-
-
-def _repeated(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The values that occur more than once, sorted."""
-    return _repeated_in_place(hashes.copy())
-
-
-def _repeated_in_place(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """`_repeated` of an array that nobody needs afterwards: 8 bytes a post less."""
-    hashes.sort()
-    return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
 
 
 def _keep_first_partition(lake: Lake, scans: list[_Scan]) -> None:
@@ -328,19 +294,19 @@ def _keep_first_partition(lake: Lake, scans: list[_Scan]) -> None:
     """
     if len(scans) < 2:
         return
-    repeated = _repeated_in_place(np.concatenate([scan.hashes for scan in scans]))
+    repeated = repeated_in_place(np.concatenate([scan.hashes for scan in scans]))
     if not len(repeated):
         return
 
-    suspects = sum(int(_is_among(scan.hashes, repeated).sum()) for scan in scans)
+    suspects = sum(int(is_among(scan.hashes, repeated).sum()) for scan in scans)
     for bucket in np.array_split(repeated, -(-suspects // _BUCKET_POSTS)):
         if len(bucket):
             _keep_first_of(lake, scans, bucket)
 
 
-def _keep_first_of(lake: Lake, scans: list[_Scan], hashes: npt.NDArray[np.uint64]) -> None:
+def _keep_first_of(lake: Lake, scans: list[_Scan], hashes: Hashes) -> None:
     """`_keep_first_partition` for the posts that have one of these hashes (sorted)."""
-    places = [np.flatnonzero(_is_among(scan.hashes, hashes)) for scan in scans]
+    places = [np.flatnonzero(is_among(scan.hashes, hashes)) for scan in scans]
     uris = pa.chunked_array(
         [
             chunk
@@ -352,8 +318,7 @@ def _keep_first_of(lake: Lake, scans: list[_Scan], hashes: npt.NDArray[np.uint64
     codes = pc.dictionary_encode(uris.combine_chunks()).indices.to_numpy()
 
     # Posts in the order of their partitions, each with the number of its URI.
-    first = np.zeros(len(codes), bool)
-    first[np.unique(codes, return_index=True)[1]] = True
+    first = first_of_each_code(codes)
     ends = np.cumsum([len(here) for here in places])[:-1]
 
     for name in scans[0].wanted:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal
 
 import pyarrow as pa
@@ -22,9 +22,9 @@ from datasets.errors import BadFile, ConfigError, FileGone
 from datasets.lake import Lake, partition_date
 from datasets.posts import OnBadFile, raise_bad_file
 from datasets.schemas import PARTITION_DATE
+from datasets.timestamps import compact_utc, parse_compact_utc
 
 Kind = Literal["input", "output"]
-_STAMP = "%Y%m%dT%H%M%SZ"
 
 
 def folder(kind: Kind, integration: str) -> str:
@@ -46,7 +46,7 @@ def enqueue(lake: Lake, integration: str, posts: pa.Table, enqueued_at: datetime
     The same posts enqueued in the same second are one segment.
     """
     day = posts[PARTITION_DATE][0].as_py()
-    name = f"{enqueued_at.astimezone(UTC):{_STAMP}}-{day}-{digest(posts['uri'].to_pylist())}"
+    name = f"{compact_utc(enqueued_at)}-{day}-{digest(posts['uri'].to_pylist())}"
     path = f"{folder('input', integration)}/{name}.parquet"
     lake.write_parquet(path, posts)
     return path
@@ -124,7 +124,7 @@ def _read_name(lake: Lake, path: str) -> tuple[datetime, str]:
     """When a segment was enqueued, and the partition date of its posts."""
     stamp, _, rest = path.rpartition("/")[2].partition("-")
     try:
-        at = datetime.strptime(stamp, _STAMP).replace(tzinfo=UTC)
+        at = parse_compact_utc(stamp)
     except ValueError:
         at = None
     day = partition_date(f"{PARTITION_DATE}={rest[:10]}")

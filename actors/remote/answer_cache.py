@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.remote.shared_actors import kill_shared_actor, shared_actor
+from actors.remote.shared_actors import kill_shared_actor, shared_actor, shared_actor_calls
 from datasets import answer_store as table
 from datasets.answer_store import RunScope
 from datasets.boundary.placement import on_node
-from datasets.errors import ConfigError, FatalError
+from datasets.errors import ConfigError
 from datasets.locking.locks import overlap
 from datasets.queues import digest
 
@@ -29,13 +29,13 @@ SILENT_SECONDS = 900.0
 # The time of last use is noted to so many seconds.
 _USE_SECONDS = 3_600.0
 _SWEEP_EVERY = 10_000
-# A store that is just being ended by the last run is made anew; so often, after so many seconds each.
-_TRIES, _TRY_SECONDS = 50, 0.2
+# How often a cache that the last run is ending is created anew.
+_TRIES = 50
 
 
 @dataclass(frozen=True)
 class ClientId:
-    """An actor that asks for a run. It has another `life` after a death."""
+    """An actor that asks for a run. After a restart it has another `incarnation`."""
 
     actor: str = ""
     incarnation: str = ""
@@ -85,18 +85,15 @@ class AnswerCache:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._path, self._end, self._silent_seconds, self._clock, self._wall = (
-            path,
-            end,
-            silent_seconds,
-            clock,
-            wall,
-        )
+        self._path = path
+        self._end = end
+        self._silent_seconds = silent_seconds
+        self._clock = clock
+        self._wall = wall
         self._connection: sqlite3.Connection | None = None
         self._claims: dict[str, tuple[str, str | None]] = {}  # key → actor, and which claim of it
-        self._actors: dict[
-            str, tuple[float, ClientId]
-        ] = {}  # → when it was last heard, and as whom
+        # Actor → when it was last heard, and as whom.
+        self._actors: dict[str, tuple[float, ClientId]] = {}
         self._runs: dict[str, tuple[float, RunScope]] = {}  # → when it was last heard
         self._over: set[str] = set()  # runs
         self._heard = clock()  # anybody
@@ -123,7 +120,7 @@ class AnswerCache:
         return others
 
     async def alive(self, client_id: ClientId) -> None:
-        """Says that `asker` still is at work on what it has claimed, as every other call of it does."""
+        """Says that `client_id` still is at work on what it has claimed, as every other call of it does."""
         self._hear(client_id)
 
     async def claim(
@@ -266,23 +263,11 @@ def answer_cache_calls(address: AnswerCacheAddress) -> Callable[..., Any]:
 
     It belongs to no run; the last one to leave it ends it. Another may end it just now: then it is made anew.
     """
-    from ray.exceptions import RayActorError
-
-    actor = _shared_answer_cache(address)
-
-    async def call(method: str, *arguments: Any, **named: Any) -> Any:
-        nonlocal actor
-        for _ in range(_TRIES):
-            try:
-                return await getattr(actor, method).remote(*arguments, **named)
-            except RayActorError:
-                await asyncio.sleep(_TRY_SECONDS)
-                actor = _shared_answer_cache(address)
-        raise FatalError(
-            f"the actor that keeps answers in {address.path} cannot be started; run the same command again"
-        )
-
-    return call
+    return shared_actor_calls(
+        lambda: _shared_answer_cache(address),
+        _TRIES,
+        f"the actor that keeps answers in {address.path} cannot be started; run the same command again",
+    )
 
 
 def join_answer_cache(address: AnswerCacheAddress) -> None:

@@ -44,9 +44,8 @@ class Answers:
     async def _stay_alive(self) -> None:
         while self._claimed:
             await asyncio.sleep(self._heartbeat_seconds)
-            with suppress(
-                Exception
-            ):  # the next claim or answer meets the same error, and somebody awaits that
+            # The next claim or answer meets the same error, and is awaited.
+            with suppress(Exception):
                 await self._call("alive", self._asker)
         self._heartbeat = None
 

@@ -35,6 +35,7 @@ from actors.remote.protocol import (
 from actors.remote.rate_limit_client import Permit, RateLimitClient, shared_calls
 from actors.remote.rate_limiter import Limiter, limiter_name
 from actors.remote.reading import asks_again, not_text, read, usage
+from datasets.boundary.http_failures import status_kind
 from datasets.boundary.http_headers import retry_after_seconds
 from datasets.errors import BackfillError, FatalError, RejectedPost, RetryableError
 from datasets.queues import digest
@@ -111,16 +112,14 @@ class ApiClassifier:
         import anyio
 
         self._clients = Clients(self._limits)
-        await anyio.sleep(
-            0
-        )  # imports its back end, which the first requests would wait for in their slots
+        # Imports anyio's back end, for which the first requests would otherwise wait in their slots.
+        await anyio.sleep(0)
         self._queue: deque[_Request] = deque()
         self._arrived = asyncio.Event()
         self._in_flight = 0
         self._landed = asyncio.Event()
-        self._works = (
-            False  # an answer has come: until then, one request at a time finds out what is wrong
-        )
+        # Whether an answer has come. Until then, one request at a time finds out what is wrong.
+        self._works = False
         self._refusals = 0  # that may be of every request, without a success in between
         self._proving = asyncio.Lock()
         self._over: BackfillError | None = None  # why nothing more is asked
@@ -154,9 +153,8 @@ class ApiClassifier:
             if again:
                 await self._answers.forget(list(again))
                 forgotten |= again
-            if isinstance(
-                self._over, RetryableError
-            ):  # one call to the store, not one for each post
+            if isinstance(self._over, RetryableError):
+                # One call to the cache, not one for each post.
                 await self._answers.give_back(claim.mine)
                 found.update({by_key[key]: self._over for key in [*claim.mine, *again]})
                 claim.mine.clear()
@@ -187,9 +185,8 @@ class ApiClassifier:
             return read(self._api, kept)
         except (RejectedPost, MalformedError) as error:
             return error
-        except (
-            BackfillError
-        ) as error:  # what was kept is about the post; this is a reading of another version
+        except BackfillError as error:
+            # What was kept is about the post: another version of this program read it differently.
             return MalformedError(str(error))
 
     async def _ask(self, group: Sequence[tuple[str, str]]) -> dict[str, Outcome]:
@@ -365,7 +362,9 @@ class ApiClassifier:
             ) from error
         if passing:
             retry_after = retry_after_seconds(response.headers.get("Retry-After"))
-            raise RetryableError(f"HTTP {status}", retry_after=retry_after, kind=f"http_{status}")
+            raise RetryableError(
+                f"HTTP {status}", retry_after=retry_after, kind=status_kind(status)
+            )
         return status, body
 
     def _answered(self) -> None:

@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datasets.boundary.system_clock import uptime
+
 _LINUX = "/proc/sys/kernel/random/boot_id"
 _MACOS = ("sysctl", "-n", "kern.bootsessionuuid")
 
@@ -28,13 +30,6 @@ def boot_id(linux: str = _LINUX, macos: Sequence[str] = _MACOS) -> str:
             done = subprocess.run(macos, capture_output=True, text=True, timeout=5, check=True)  # noqa: S603 - a constant
             found = done.stdout.strip()
     return found or platform.node() or "this machine"
-
-
-def uptime() -> float:
-    """Seconds since the machine was started, also those in which it slept, which `time.monotonic` leaves out."""
-    return time.clock_gettime(
-        getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-    )  # macOS: the second, with sleep
 
 
 @dataclass(frozen=True)

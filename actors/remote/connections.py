@@ -51,9 +51,8 @@ class Clients:
             timeout=self._timeout,
             limits=self._limits,
             follow_redirects=False,
-            headers={
-                "Accept-Encoding": "identity"
-            },  # answers are small, and what inflates costs memory
+            # Answers are small, and compressed ones can inflate to gigabytes.
+            headers={"Accept-Encoding": "identity"},
         )
 
 
@@ -65,9 +64,8 @@ async def read_body(response: httpx.Response) -> bytes:
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in (*_COMPRESSED, "identity", ""):
         raise MalformedError("an answer in an encoding that was not asked for")
-    inflate = (
-        zlib.decompressobj(wbits=47) if encoding in _COMPRESSED else None
-    )  # 47: gzip or zlib, by its header
+    # 47: gzip or zlib, by its header.
+    inflate = zlib.decompressobj(wbits=47) if encoding in _COMPRESSED else None
     body = bytearray()
     async for chunk in response.aiter_raw():
         try:

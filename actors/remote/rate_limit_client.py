@@ -11,6 +11,7 @@ from typing import Any
 from actors.remote.clock import Clock
 from actors.remote.protocol import LONGEST_PAUSE, Quota, asked_to_wait
 from actors.remote.rate_limiter import HORIZON, MARGIN, Lease, shared_limiter
+from actors.remote.shared_actors import shared_actor_calls
 
 # A request is made ready this much before its slot and then held: making it takes milliseconds, which
 # it would leave late, each time. Waking up and writing it takes about as much as the second.
@@ -158,17 +159,4 @@ class RateLimitClient:
 
 def shared_calls(name: str) -> Callable[..., Any]:
     """Calls of the cluster's limiter of this name. Another run may end it just now; then it is made anew."""
-    from ray.exceptions import RayActorError
-
-    actor = shared_limiter(name)
-
-    async def call(method: str, *arguments: Any, **named: Any) -> Any:
-        nonlocal actor
-        while True:
-            try:
-                return await getattr(actor, method).remote(*arguments, **named)
-            except RayActorError:
-                await asyncio.sleep(0.2)
-                actor = shared_limiter(name)
-
-    return call
+    return shared_actor_calls(lambda: shared_limiter(name))

@@ -98,9 +98,8 @@ class _State:
     pause_seconds: float = 0.0
     rate: float = 1.0
     throttled_at: float = 0.0
-    counted: list[tuple[float, float]] = field(
-        default_factory=list
-    )  # when each of the last slots counts from
+    # When each of the last slots counts from, and the slot.
+    counted: list[tuple[float, float]] = field(default_factory=list)
     throttles: int = 0  # without a success in between
     reports: dict[str, dict[str, float]] = field(default_factory=dict)
 

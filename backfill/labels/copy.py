@@ -32,10 +32,11 @@ from backfill.workspace import new_run_id
 from datasets import queues
 from datasets.errors import BackfillError, BadFile, ConfigError
 from datasets.labels.reading import Labels
-from datasets.lake import Lake, ensure_lake
+from datasets.lake import Lake, ensure_lake, without_views
 from datasets.locking.locks import ALL_DATES, Lock
 from datasets.posts import read_uris
-from datasets.uri_index import UriIndex, every_hash, repeated_hashes
+from datasets.uris.hashing import Bits, first_of_each
+from datasets.uris.index import UriIndex, every_hash, repeated_hashes
 
 # Partitions at a time; each holds one label file in memory.
 _THREADS = 4
@@ -137,7 +138,7 @@ class _Copying:
                 [chunk for these in scanned.values() for chunk in these.chunks], pa.string()
             )
             held = waiting.holds(uris, [_STAGED])
-            held |= labelled.holds(uris, sorted(there, key=lambda workspace: workspace != day))
+            held |= labelled.holds(uris, sorted(there, key=lambda other: other != day))
             held |= found.holds(uris, [earlier for earlier in days if earlier < day])
 
             known = list(uris.filter(pa.array(held)).chunks)
@@ -218,26 +219,17 @@ def _name(path: str, run_id: str) -> str:
 def _table(data: bytes, shown: str) -> pa.Table:
     """All columns. Views, which cannot be filtered, become strings."""
     try:
-        table = pq.read_table(pa.BufferReader(data))
-        plain = [
-            f.with_type(pa.large_string()) if pa.types.is_string_view(f.type) else f
-            for f in table.schema
-        ]
-        return table.cast(pa.schema(plain, table.schema.metadata))
+        return without_views(pq.read_table(pa.BufferReader(data)))
     except (pa.ArrowException, OSError) as error:
         raise BadFile(
             shown, f"not a readable Parquet file ({str(error).splitlines()[0]})"
         ) from error
 
 
-def _fresh(uris: pa.Array, known: pa.ChunkedArray) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _fresh(uris: pa.Array, known: pa.ChunkedArray) -> Bits:
     """True for the first of each URI that is not known."""
-    first = np.zeros(len(uris), bool)
-    first[
-        np.unique(uris.dictionary_encode().indices.fill_null(-1).to_numpy(), return_index=True)[1]
-    ] = True
     wanted = pc.and_(pc.is_valid(uris), pc.invert(pc.is_in(uris, value_set=known)))
-    return np.asarray(first & wanted.to_numpy(zero_copy_only=False), bool)
+    return np.asarray(first_of_each(uris) & wanted.to_numpy(zero_copy_only=False), bool)
 
 
 def _verify(target: Lake, path: str, data: bytes, rows: int) -> None:

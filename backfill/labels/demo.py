@@ -53,7 +53,7 @@ def make_lake(root: str) -> Lake:
 
 def _post(text: str, day: str) -> dict[str, str]:
     number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=24).digest())
-    letters = [_BASE32[number >> 5 * workspace & 31] for workspace in range(36)]
+    letters = [_BASE32[number >> 5 * place & 31] for place in range(36)]
     uri = f"at://did:plc:{''.join(letters[:24])}/app.bsky.feed.post/3{''.join(letters[24:])}"
     return {"uri": uri, "text": text, "preprocessing_timestamp": f"{day}-12:00:00"}
 

@@ -120,9 +120,8 @@ def _remove_done(
 
     kept: set[str] = set()
     for segment in chain.from_iterable(segments.values()):
-        if (
-            segment in kept
-        ):  # what is left of another has its name: the same posts, enqueued in the same second
+        # What is left of another segment has its name: the same posts, enqueued in the same second.
+        if segment in kept:
             continue
         posts = [table for part in left.get(segment, ()) for table in read_part(lake, part)]
         left_in = queues.requeue(

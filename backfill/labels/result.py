@@ -6,7 +6,6 @@ import platform
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +13,7 @@ from backfill.progress import IntegrationProgress, Progress
 from backfill.workspace import Workspace
 from datasets.database import open_database, record_run
 from datasets.errors import RetryableError
+from datasets.timestamps import iso_seconds, utc_now
 
 
 @dataclass
@@ -78,7 +78,7 @@ class RunRecord:
             "run_id": run_id,
             "command": command,
             "selection": dict(selection),
-            "started_at": _now(),
+            "started_at": iso_seconds(utc_now()),
             "versions": {
                 "python": platform.python_version(),
                 "ray": version("ray"),
@@ -97,7 +97,11 @@ class RunRecord:
 
     def finish(self, counts: Mapping[str, Any], exit_code: int) -> None:
         """Does nothing where the database does not answer. Raises ConfigError."""
-        end = {"finished_at": _now(), "counts": dict(counts), "exit_code": exit_code}
+        end = {
+            "finished_at": iso_seconds(utc_now()),
+            "counts": dict(counts),
+            "exit_code": exit_code,
+        }
         try:
             self._write({**self._row, **end})
         except RetryableError:
@@ -106,7 +110,3 @@ class RunRecord:
     def _write(self, row: Mapping[str, Any]) -> None:
         with closing(open_database(self._database_url)) as database:
             record_run(database, row)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

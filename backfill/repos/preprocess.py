@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -31,6 +30,7 @@ from datasets.posts import read_uris
 from datasets.repos.record_schemas import RAW
 from datasets.schemas import PARTITION_DATE
 from datasets.timestamps import pipeline_day, pipeline_time, utc_now
+from datasets.uris.hashing import Bits, first_of_each, is_in
 from pds.syntax import utc_date
 
 _RECORD_TYPES = ("post", "reply")
@@ -133,21 +133,14 @@ class _NewPosts:
         if self._rows >= _PENDING_ROWS:
             self.write()
 
-    def _is_new(self, day: str, uris: pa.Array) -> npt.NDArray[np.bool_]:
+    def _is_new(self, day: str, uris: pa.Array) -> Bits:
         """True for the first occurrence of each URI that the partition does not have."""
         if day not in self._known:
             files = self._lake.partitions(POSTS, day, day).get(day, [])
             self._known[day] = list(read_uris(self._lake, files, self._bad_files).chunks)
 
-        codes = uris.dictionary_encode().indices.to_numpy()
-        first_positions = np.unique(codes, return_index=True)[1]
-        new = np.zeros(len(uris), bool)
-        new[first_positions] = True
-
         known = pa.chunked_array(self._known[day], pa.string())
-        if len(known):
-            new &= ~pc.is_in(uris, value_set=known).to_numpy(zero_copy_only=False)
-        return new
+        return first_of_each(uris) & ~is_in(uris, known)
 
     def write(self) -> None:
         """Writes the pending posts, one file per date."""

@@ -7,6 +7,8 @@ import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from datasets.timestamps import minute
+
 # Quotas are counted by the month at the longest: who asks for more than 31 days is asked again after them.
 LONGEST = 31 * 86_400.0
 
@@ -36,4 +38,4 @@ def retry_after_seconds(value: str | None, now: float | None = None) -> float | 
 def moment_in(seconds: float, now: float | None = None) -> str:
     """The minute that is over by `seconds` from `now` (epoch), for people: 2026-11-25 10:03 UTC."""
     moment = (time.time() if now is None else now) + seconds
-    return datetime.fromtimestamp(math.ceil(moment / 60) * 60, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return minute(datetime.fromtimestamp(math.ceil(moment / 60) * 60, UTC))

@@ -139,8 +139,7 @@ def _forms(value: str) -> set[str]:
 def _found_as(form: str) -> str:
     if len(form) >= _LONG:
         return re.escape(form)
-    before = (
-        _BEFORE if form[0].isalnum() else ""
-    )  # else it may begin in the middle of its own escaped form
+    # A form that begins with another character may begin in the middle of its own escaped form.
+    before = _BEFORE if form[0].isalnum() else ""
     after = "(?![A-Za-z0-9])" if form[-1].isalnum() else ""
     return f"{before}{re.escape(form)}{after}"

@@ -113,9 +113,8 @@ def _staged_by_date(lake: Lake, labels: Labels) -> dict[str, list[str]]:
     """Partition date → the segments of the output queue that hold labels of it."""
     found: dict[str, list[str]] = {}
     for path in lake.files(labels.queue):
-        with suppress(
-            FileGone
-        ):  # flushed since it was listed: the label files are listed afterwards
+        # One that was flushed since is in the label files, which are listed afterwards.
+        with suppress(FileGone):
             batches = read_staged(lake, path, STAGED_DATES)
             for day in {
                 day for batch in batches for day in pc.unique(batch[PARTITION_DATE]).to_pylist()

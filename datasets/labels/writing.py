@@ -32,7 +32,6 @@ from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -52,6 +51,7 @@ from datasets.locking.locks import NOBODY, Dates, overlap
 from datasets.posts import OnBadFile, raise_bad_file
 from datasets.queues import digest
 from datasets.schemas import PARTITION_DATE, conform, staged_schema
+from datasets.uris.hashing import first_of_each
 
 # What is left of a file of the group's history when rejected rows in it were replaced: history still.
 _HISTORY_PREFIX = "kept-"
@@ -226,9 +226,8 @@ def _attempt(
         ensure()
     except BackfillError:
         for late in written:
-            with suppress(
-                BackfillError
-            ):  # the first error is the one to tell; recovery tries again
+            # The first error is the one to report. Recovery tries the removal again.
+            with suppress(BackfillError):
                 lake.delete(late)
         raise
 
@@ -279,14 +278,13 @@ def _finish(
     if set(intent["staged"]) <= set(staged(lake, labels)):
         if _in_work(lake, labels, intent["staged"], live):
             return
-        anew = f"{_flush_of(file)}r{token_hex(3)}"
-        options = {"keep": intent["keep"], "replace": intent["replace"]}
         _attempt(
             lake,
             labels,
             intent["staged"],
-            anew,
-            **options,
+            _another_attempt(file),
+            keep=intent["keep"],
+            replace=intent["replace"],
             again=True,
             ensure=ensure,
             on_bad=on_bad,
@@ -328,7 +326,7 @@ def _remove_late_files(
     ensure()
     _remove_rows_of(lake, labels, {_stem(path).removesuffix(".json") for path in records}, on_bad)
     for path in records:
-        if time.time() - _load(lake, path)["at"] > _ABANDONED_SECONDS:
+        if time.time() - _load(lake, path, "at")["at"] > _ABANDONED_SECONDS:
             lake.delete(path)
 
 
@@ -351,10 +349,8 @@ def _remove_rows_of(lake: Lake, labels: Labels, attempts: set[str], on_bad: OnBa
             if len(left):
                 folder, _, name = path.rpartition("/")
                 attempt = _attempt_of(path) or ""
-                lake.write_parquet(
-                    f"{folder}/{name.replace(attempt, f'{_flush_of(attempt)}r{token_hex(3)}', 1)}",
-                    left,
-                )
+                name = name.replace(attempt, _another_attempt(attempt), 1)
+                lake.write_parquet(f"{folder}/{name}", left)
             lake.delete(path)
 
 
@@ -367,6 +363,11 @@ def _attempt_of(path: str) -> str | None:
 def _flush_of(attempt: str) -> str:
     """The first attempt at the same flush."""
     return _ANOTHER_ATTEMPT.sub("", attempt)
+
+
+def _another_attempt(attempt: str) -> str:
+    """A new name for another attempt at the same flush."""
+    return f"{_flush_of(attempt)}r{token_hex(3)}"
 
 
 def _file_of(intent: str) -> str:
@@ -448,8 +449,7 @@ def _unlabelled(
         read_labelled(lake, others, retry_rejected=retried, on_bad=on_bad), pa.string()
     )
     rows = rows.filter(pc.invert(pc.is_in(rows["uri"], value_set=known)))
-    codes = rows["uri"].combine_chunks().dictionary_encode().indices.to_numpy()
-    return rows.take(pa.array(np.sort(np.unique(codes, return_index=True)[1])))
+    return rows.filter(pa.array(first_of_each(rows["uri"])))
 
 
 def _without_rejected(
@@ -492,19 +492,15 @@ def _records(lake: Lake, labels: Labels, prefix: str) -> list[str]:
     ]
 
 
-def _load(lake: Lake, path: str) -> dict[str, Any]:
+def _load(lake: Lake, path: str, *entries: str) -> dict[str, Any]:
+    """A record of a flush, with `entries` or else those of an intent."""
     try:
-        record = json.loads(lake.read_bytes(path))
-        if not isinstance(record, dict) or not (
-            {"staged", "keep", "replace"} <= record.keys() or "at" in record
-        ):
-            raise ValueError("it has not what a record has")
+        return lake.read_record(path, *(entries or ("staged", "keep", "replace")))
     except ValueError as error:
         raise ConfigError(
             f"{lake.show(path)} is not a record of a flush ({error}); remove it and run the same command again: "
             "the labels that it is about are still staged"
         ) from error
-    return record
 
 
 def _stem(path: str) -> str:

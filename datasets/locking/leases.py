@@ -33,6 +33,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from datasets.boundary.system_clock import uptime
 from datasets.errors import BackfillError, ConfigError, RetryableError
 from datasets.locking.entries import SUFFIX, Entry, myself, parse
 from datasets.locking.lease_store import LeaseStore, Stored
@@ -63,11 +64,7 @@ class Reading:
 
 
 def read_clocks() -> Reading:
-    """On Linux CLOCK_MONOTONIC, and `time.monotonic` everywhere, stop while the machine sleeps."""
-    clock = getattr(
-        time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC
-    )  # macOS: CLOCK_MONOTONIC counts sleep
-    return Reading(time.clock_gettime(clock), time.time())
+    return Reading(uptime(), time.time())
 
 
 class Lease:

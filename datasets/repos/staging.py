@@ -95,15 +95,12 @@ def read_record(lake: Lake, path: str, *entries: str, along_with: str = "") -> d
     `along_with` names what else has to be moved out of the way.
     """
     try:
-        record = json.loads(lake.read_bytes(path))
-        if not isinstance(record, dict) or not set(entries) <= record.keys():
-            raise ValueError("entries are missing")
+        return lake.read_record(path, *entries)
     except ValueError as error:
         raise ConfigError(
             f"{lake.show(path)} is not a record of `pds sync` ({error}); "
             f"move it{along_with} elsewhere and run the same command again"
         ) from error
-    return record
 
 
 def read_receipt(lake: Lake, path: str) -> StagingReceipt:

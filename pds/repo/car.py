@@ -12,13 +12,11 @@ the file's size bounds them.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import mmap
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +24,7 @@ import libipld
 from atproto_core.exceptions import AtProtocolError
 from atproto_crypto.verify import verify_signature
 
+from datasets.garbage_collection import collection_paused
 from pds.errors import BadSignature
 from pds.repo.blocks import CID_BYTES, DAG_CBOR, RAW, corrupt, decode_block, decode_map
 from pds.repo.tree import read_tree
@@ -91,7 +90,7 @@ class Repo:
 
     def decode(self, records: range) -> list[Any]:
         """The values of records. A link is decoded to its 36 bytes. Raises RejectedRepo."""
-        with _without_gc():
+        with collection_paused():
             try:
                 return [decode_block(block) for block in self.blocks[records.start : records.stop]]
             except (ValueError, RecursionError):
@@ -107,7 +106,7 @@ def read_repo(data: Data, did: str, key: str) -> Repo:
 
     Raises RejectedRepo, and BadSignature if another key made the signature.
     """
-    with _without_gc():
+    with collection_paused():
         root, start = _read_header(data)
         index = _read_blocks(data, start)
         commit, tree = _read_commit(index, root, did)
@@ -246,15 +245,3 @@ def _check_keys(repo: Repo) -> None:
     for name in repo.collections():
         if not is_nsid(name):
             raise corrupt(f"{name[:80]!r} is not the name of a collection")
-
-
-@contextmanager
-def _without_gc() -> Iterator[None]:
-    """Decoding creates many containers and no cycles; the collector would take half the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

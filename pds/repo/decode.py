@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from datasets.garbage_collection import collection_paused
 from datasets.lake import Lake
 from datasets.repos.staging import StagingReceipt, acknowledge, discard, stage_rows
 from datasets.repos.state import RepoState
@@ -64,8 +64,7 @@ def decode_group(lake: Lake, name: str, group: Sequence[Spooled]) -> DecodedGrou
     failures: list[DecodeFailure] = []
 
     # Rows have no cycles, and the collector would examine all of them again and again.
-    gc.disable()
-    try:
+    with collection_paused():
         for spooled in group:
             try:
                 states.append(_decode(spooled, segments))
@@ -73,8 +72,6 @@ def decode_group(lake: Lake, name: str, group: Sequence[Spooled]) -> DecodedGrou
             except RejectedRepo as error:
                 segments.drop()
                 failures.append(_failure(spooled.job, error))
-    finally:
-        gc.enable()
 
     if not states:
         return DecodedGroup(None, 0, tuple(failures))

@@ -128,7 +128,7 @@ def test_equal_hashes_are_not_taken_for_equal_uris(
 ) -> None:
     import numpy as np
 
-    monkeypatch.setattr(posts, "_hash", lambda uris, _: np.zeros(len(uris), np.uint64))
+    monkeypatch.setattr(posts, "hash_uris", lambda uris, *_: np.zeros(len(uris), np.uint64))
     write_posts(lake_dir, DAYS[0], [post(0), post(1), post(0)])
     write_posts(lake_dir, DAYS[1], [post(1), post(2)])
     found = select(Lake(str(lake_dir)), sources(lake_dir), {"x": no_uris})["x"]

@@ -17,11 +17,11 @@ import pytest
 from actors.integrations import resolve
 from backfill.labels.copy import Copied, copy
 from backfill.labels.post_filter import BadFiles
-from datasets import uri_index
 from datasets.errors import BackfillError, ConfigError, FileGone
 from datasets.lake import Lake
 from datasets.locking import leases
-from datasets.uri_index import UriIndex, every_hash, repeated_hashes
+from datasets.uris import index as uri_index
+from datasets.uris.index import UriIndex, every_hash, repeated_hashes
 from tests.s3_server import BUCKET, Endpoint
 from tests.support import DAY, VALENCE, make_uri, write_partition
 

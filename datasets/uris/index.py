@@ -11,23 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from datasets.errors import FileGone
 from datasets.lake import Lake
-from datasets.posts import (
-    _IDENTITY_KEY,
-    Bits,
-    OnBadFile,
-    _hash,
-    _is_in,
-    _repeated,
-    raise_bad_file,
-    read_uris,
-)
+from datasets.posts import OnBadFile, raise_bad_file, read_uris
+from datasets.uris.hashing import Bits, Hashes, hash_uris, is_among, is_in, repeated
 
-Hashes = npt.NDArray[np.uint64]
 # Places read at a time: each holds its URIs in memory for a moment.
 _THREADS = min(4, os.cpu_count() or 1)
 
@@ -49,7 +39,7 @@ class UriIndex:
         may_go: bool = False,
     ) -> None:
         # Here, because threads that import it first, some of them from within pyarrow, can block each other for ever.
-        import pandas as pd  # noqa: F401 - `_hash` needs it, and pyarrow does for `to_numpy`
+        import pandas as pd  # noqa: F401 - `hash_uris` needs it, and pyarrow does for `to_numpy`
 
         self._lake, self._places, self._on_bad, self._may_go = lake, places, on_bad, may_go
         with ThreadPoolExecutor(_THREADS) as threads:
@@ -64,13 +54,13 @@ class UriIndex:
         """Whether one of these places has it, for each of some URIs, none of them null. Likely places first."""
         hashes = hash_uris(uris)
         held = np.zeros(len(uris), bool)
-        left = np.flatnonzero(_is_among(hashes, self._suspects))
+        left = np.flatnonzero(is_among(hashes, self._suspects))
         for place in places:
             if not len(left):
                 break
-            suspects = left[_is_among(hashes[left], self._hashes.get(place, self._suspects[:0]))]
+            suspects = left[is_among(hashes[left], self._hashes.get(place, self._suspects[:0]))]
             if len(suspects):
-                held[suspects] = _is_in(
+                held[suspects] = is_in(
                     uris.take(pa.array(suspects)), self._strings(self._places[place])
                 )
                 left = left[~held[left]]
@@ -98,15 +88,4 @@ def every_hash(hashes: Hashes) -> Hashes:
 
 def repeated_hashes(hashes: Hashes) -> Hashes:
     """Suspects where only URIs of the places are asked for: those that several places may hold."""
-    return _repeated(hashes)
-
-
-def hash_uris(uris: pa.ChunkedArray) -> Hashes:
-    return _hash(uris, _IDENTITY_KEY)
-
-
-def _is_among(hashes: Hashes, ordered: Hashes) -> Bits:
-    if not len(ordered):
-        return np.zeros(len(hashes), bool)
-    nearest = np.minimum(np.searchsorted(ordered, hashes), len(ordered) - 1)
-    return np.asarray(ordered[nearest] == hashes, bool)
+    return repeated(hashes)
