@@ -41,7 +41,7 @@ _PAUSES_SECONDS = 5.0
 
 
 class Driver:
-    """`wanted` is what the lake shall hold of each user; `identity_hours` limits the cache's age."""
+    """`wanted` is what the lake should hold of a user; `identity_hours` limits the cache's age."""
 
     def __init__(
         self,

@@ -96,10 +96,7 @@ class SyncResult:
 
 
 def sync(workspace: Workspace, options: SyncOptions, stream: TextIO) -> SyncResult:
-    """Syncs users and shows progress on `stream`. Raises BackfillError.
-
-    Options are checked before the first request is sent and before anything is written.
-    """
+    """Checks all options, then syncs, with progress on `stream`. Raises BackfillError."""
     started = time.monotonic()
     plc_url = user_origin(options.plc_url, "--plc-url")
     host = user_origin(options.host, "--host") if options.host else None
@@ -121,15 +118,9 @@ def sync(workspace: Workspace, options: SyncOptions, stream: TextIO) -> SyncResu
         trusted = [origin for origin in (plc_url, host) if origin]
         fetchers = _start_fetchers(workspace, options, trusted, run_id, stack)
         writer = Writer(workspace.lake, database, run_id, lock, options.settings, progress.say)
-        driver = Driver(
-            database,
-            fetchers,
-            writer,
-            progress,
-            covering(options.record_types, options.start, options.end),
-            plc_url,
-            options.settings.identity_hours,
-        )
+        wanted = covering(options.record_types, options.start, options.end)
+        identity_hours = options.settings.identity_hours
+        driver = Driver(database, fetchers, writer, progress, wanted, plc_url, identity_hours)
         result.counts = driver.counts
         result.interrupted = _run(driver, _users(options, host), fetchers, progress)
 

@@ -6,6 +6,7 @@ https://atproto.com/specs/repository#mst-structure
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pds.repo.blocks import corrupt, decode_block
 
@@ -70,6 +71,9 @@ class _Tree:
             # Without this rule, a small file could link the same empty nodes any number of times.
             raise corrupt("its tree has an empty node below its root")
 
+        self._add_entries(entries, depth)
+
+    def _add_entries(self, entries: list[Any], depth: int) -> None:
         keys = self.keys
         cids = self.cids
         key = b""

@@ -63,6 +63,24 @@ def wait_for(process: subprocess.Popen[bytes], seen: Callable[[], bool]) -> None
         time.sleep(0.005)
 
 
+def killed_during_flush(
+    arguments: list[str], lake: Path, rng: random.Random, *, wait_for_flush: bool
+) -> bool:
+    """Starts a sync and kills it, while it flushes or while it fetches. Whether a flush was cut."""
+    process = subprocess.Popen(cli_command(*arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
+    if wait_for_flush:
+        wait_for(process, lambda: bool(list(lake.glob("queues/pds/flush-*.json"))))
+        time.sleep(rng.uniform(0, 0.3))
+    else:
+        before = set(lake.glob("queues/pds/*.json"))
+        wait_for(process, lambda: bool(set(lake.glob("queues/pds/*.json")) - before))
+        time.sleep(rng.uniform(0, 0.8))
+
+    process.kill()
+    process.wait()
+    return bool(list(lake.glob("queues/pds/flush-*.json")))
+
+
 @pytest.mark.usefixtures("ray_here")
 def test_sigkill_of_a_sync_at_random_moments(tmp_path: Path) -> None:
     import ray
@@ -92,20 +110,7 @@ def test_sigkill_of_a_sync_at_random_moments(tmp_path: Path) -> None:
         ]
         flushed = 0
         for kill in range(KILLS):
-            process = subprocess.Popen(cli_command(*arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
-            if kill % 2:  # while it writes into the lake
-                wait_for(process, lambda: bool(list(lake.glob("queues/pds/flush-*.json"))))
-                time.sleep(rng.uniform(0, 0.3))
-            else:  # while it fetches
-                before = set(lake.glob("queues/pds/*.json"))
-                wait_for(
-                    process,
-                    lambda before=before: bool(set(lake.glob("queues/pds/*.json")) - before),
-                )
-                time.sleep(rng.uniform(0, 0.8))
-            process.kill()
-            process.wait()
-            flushed += bool(list(lake.glob("queues/pds/flush-*.json")))
+            flushed += killed_during_flush(arguments, lake, rng, wait_for_flush=bool(kill % 2))
             for user in rng.sample(range(USERS), 12):
                 world.change(user, kill + 1)
         done = run_cli(*arguments)

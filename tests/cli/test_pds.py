@@ -15,7 +15,7 @@ from backfill.workspace import open_workspace
 from cli.__main__ import main
 from cli.pds import _options
 from datasets.errors import ConfigError
-from tests.pds.repos import Key, make_did, make_repo, post, posts
+from tests.pds.repos import Key, Made, make_did, make_repo, post, posts
 from tests.pds.servers import Network, Reply
 from tests.pds.syncs import uris
 from tests.support import ROOT, cli_command, database_labels
@@ -112,66 +112,53 @@ def test_sync_status_and_resolve(
     net.plc.add(limited, Key.make().did_key, host.origin)
     host.server.fault = lambda path, query: Reply(500) if query.get("did") == limited else None
 
-    code, out, err = call(
-        capsys,
-        tmp_path,
-        "pds",
-        "sync",
-        "--did",
-        made.did,
-        "--did",
-        limited,
-        "--did",
-        "did:nope",
-        *network_options(net),
-        "--json",
-    )
+    users = ["--did", made.did, "--did", limited, "--did", "did:nope"]
+    options = [*users, *network_options(net), "--json"]
+    code, out, err = call(capsys, tmp_path, "pds", "sync", *options)
     assert code == 3
-    found = json.loads(out)
     assert out.count("\n") == 1
-    assert found["statuses"] == {"ok": 1, "unreachable": 1, "invalid_did": 1}
-    assert (found["users"], found["left"], found["records"], found["skipped"]) == (
-        3,
-        1,
-        {"post": 4},
-        1,
-    )
-    assert found["unreadable_dates"] == 1
-    assert found["invalid"] == [{"line": 3, "did": "did:nope", "reason": "it is not a DID"}]
     assert "line 3: 'did:nope'" in err
     assert "1 users are left for the next run" in err
 
-    code, out, err = call(capsys, tmp_path, "pds", "status", "--json")
+    found = json.loads(out)
+    assert found["statuses"] == {"ok": 1, "unreachable": 1, "invalid_did": 1}
+    assert (found["users"], found["left"], found["skipped"]) == (3, 1, 1)
+    assert found["records"] == {"post": 4}
+    assert found["unreadable_dates"] == 1
+    assert found["invalid"] == [{"line": 3, "did": "did:nope", "reason": "it is not a DID"}]
+
+    assert_status(capsys, tmp_path, host.origin)
+    net.plc.server.paths.clear()
+    assert_resolved(capsys, tmp_path, network_options(net), made, host.origin)
+    assert net.plc.server.paths == [f"/{make_did(7)}"], "the other one is in the cache"
+
+
+def assert_status(capsys: pytest.CaptureFixture[str], root: Path, origin: str) -> None:
+    code, out, err = call(capsys, root, "pds", "status", "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert found["statuses"] == {"ok": 1, "unreachable": 1, "invalid_did": 1}
-    assert (found["left"], found["records"], found["hosts"]) == (1, {"post": 4}, {host.origin: 2})
-    code, out, _ = call(capsys, tmp_path, "pds", "status")
+    assert (found["left"], found["records"], found["hosts"]) == (1, {"post": 4}, {origin: 2})
+
+    code, out, _ = call(capsys, root, "pds", "status")
     assert code == 0
     assert "answered with 500" in out
 
-    net.plc.server.paths.clear()
-    code, out, err = call(
-        capsys,
-        tmp_path,
-        "pds",
-        "resolve",
-        "--did",
-        made.did,
-        "--did",
-        make_did(7),
-        *network_options(net),
-    )
+
+def assert_resolved(
+    capsys: pytest.CaptureFixture[str], root: Path, network: list[str], made: Made, origin: str
+) -> None:
+    key = made.key.did_key
+    unknown = make_did(7)
+    users = ["--did", made.did, "--did", unknown]
+    code, out, err = call(capsys, root, "pds", "resolve", *users, *network)
     assert code == 0
-    assert out == f"{made.did}\t{host.origin}\tuser.example.com\t{made.key.did_key}\n"
-    assert err == f"{make_did(7)}: not_found: there is no such DID\n"
-    assert net.plc.server.paths == [f"/{make_did(7)}"], "the other one is in the cache"
-    code, out, _ = call(
-        capsys, tmp_path, "pds", "resolve", "--did", made.did, "--json", *network_options(net)
-    )
-    assert json.loads(out)["identities"] == {
-        made.did: {"host": host.origin, "handle": "user.example.com", "key": made.key.did_key}
-    }
+    assert out == f"{made.did}\t{origin}\tuser.example.com\t{key}\n"
+    assert err == f"{unknown}: not_found: there is no such DID\n"
+
+    code, out, _ = call(capsys, root, "pds", "resolve", "--did", made.did, "--json", *network)
+    identity = {"host": origin, "handle": "user.example.com", "key": key}
+    assert json.loads(out)["identities"] == {made.did: identity}
 
 
 def test_without_the_directory_all_users_are_left_for_the_next_run(

@@ -2,79 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import libipld
 
 from tests.pds.repos import Made, cid
 
+Blocks = dict[bytes, bytes]
 
-def hostile(made: Made) -> Iterable[tuple[str, bytes]]:
+
+def hostile(made: Made) -> Iterator[tuple[str, bytes]]:
     """Names and CARs of signed repositories that must be rejected, quickly and in little memory."""
     record = next(link for link, block in made.blocks.items() if b"$type" in block)
+    trees = {
+        "a chain of 5,000 nodes": _chain(record),
+        "a tree that doubles at each of 100 levels": _doubling(record),
+        "10,000 ways to the same empty nodes": _empty_nodes(record),
+        "an invalid key": _invalid_key(record),
+        "300,000 keys of 500 bytes that share all but 6": _long_prefixes(record),
+        "one large record under 20,000 keys": _shared_record(),
+        "a node that links a missing block": _missing_block(),
+    }
 
-    def tree(root: bytes, blocks: dict[bytes, bytes]) -> bytes:
-        return Made(
-            made.did, made.key, {**made.commit, "data": root}, {**made.blocks, **blocks}
-        ).car()
+    for name, (root, blocks) in trees.items():
+        commit = {**made.commit, "data": root}
+        yield name, Made(made.did, made.key, commit, {**made.blocks, **blocks}).car()
 
-    def node(left: bytes | None, *entries: dict[str, Any]) -> tuple[bytes, bytes]:
-        block = libipld.encode_dag_cbor({"l": left, "e": list(entries)})
-        return cid(block), block
 
-    def entry(key: bytes, right: bytes | None = None, prefix: int = 0) -> dict[str, Any]:
-        return {"p": prefix, "k": key, "v": record, "t": right}
+def _node(left: bytes | None, *entries: dict[str, Any]) -> tuple[bytes, bytes]:
+    """CID and block."""
+    block = libipld.encode_dag_cbor({"l": left, "e": list(entries)})
+    return cid(block), block
 
-    chain: dict[bytes, bytes] = dict([node(None, entry(b"com.example.a/a"))])
+
+def _entry(
+    key: bytes, record: bytes, right: bytes | None = None, prefix: int = 0
+) -> dict[str, Any]:
+    return {"p": prefix, "k": key, "v": record, "t": right}
+
+
+def _chain(record: bytes) -> tuple[bytes, Blocks]:
+    root, block = _node(None, _entry(b"com.example.a/a", record))
+    blocks = {root: block}
     for _ in range(5000):
-        link, block = node(list(chain)[-1])
-        chain[link] = block
-    yield "a chain of 5,000 nodes", tree(list(chain)[-1], chain)
+        root, block = _node(root)
+        blocks[root] = block
+    return root, blocks
 
-    doubled: dict[bytes, bytes] = dict([node(None, entry(b"com.example.a/a"))])
+
+def _doubling(record: bytes) -> tuple[bytes, Blocks]:
+    root, block = _node(None, _entry(b"com.example.a/a", record))
+    blocks = {root: block}
     for n in range(100):
-        below = list(doubled)[-1]
-        link, block = node(below, entry(b"com.example.a/%03d" % n, below))
-        doubled[link] = block
-    yield "a tree that doubles at each of 100 levels", tree(list(doubled)[-1], doubled)
+        root, block = _node(root, _entry(b"com.example.a/%03d" % n, record, root))
+        blocks[root] = block
+    return root, blocks
 
-    empty = dict([node(None)])
+
+def _empty_nodes(record: bytes) -> tuple[bytes, Blocks]:
+    empty, block = _node(None)
+    blocks = {empty: block}
     for _ in range(60):
-        link, block = node(list(empty)[-1])
-        empty[link] = block
-    link, block = node(
-        None, *(entry(b"com.example.a/%05d" % n, list(empty)[-1]) for n in range(10_000))
-    )
-    yield "10,000 ways to the same empty nodes", tree(link, {**empty, link: block})
+        empty, block = _node(empty)
+        blocks[empty] = block
 
-    yield "a key that is none", tree(*_only(node(None, entry(b"com.example.a/" + b"k" * 900))))
+    keys = [b"com.example.a/%05d" % n for n in range(10_000)]
+    root, block = _node(None, *(_entry(key, record, empty) for key in keys))
+    return root, {**blocks, root: block}
 
-    nodes: dict[bytes, bytes] = {}
+
+def _invalid_key(record: bytes) -> tuple[bytes, Blocks]:
+    root, block = _node(None, _entry(b"com.example.a/" + b"k" * 900, record))
+    return root, {root: block}
+
+
+def _long_prefixes(record: bytes) -> tuple[bytes, Blocks]:
+    blocks: Blocks = {}
+    parents = []
     for letter in b"abcdefghij":
-        key = b"com.example.a/" + bytes([letter]) * 490
-        link, block = node(
-            None, entry(key), *(entry(b"%06d" % n, prefix=len(key)) for n in range(30_000))
-        )
-        nodes[link] = block
-    parents = [
-        entry(b"com.example.a/" + bytes([letter]), link)
-        for letter, link in zip(b"abcdefghij", nodes, strict=True)
-    ]
-    link, block = node(None, *parents)
-    yield "300,000 keys of 500 bytes that share all but 6", tree(link, {**nodes, link: block})
+        start = b"com.example.a/" + bytes([letter])
+        key = start + bytes([letter]) * 489
+        others = [_entry(b"%06d" % n, record, prefix=len(key)) for n in range(30_000)]
+        link, block = _node(None, _entry(key, record), *others)
+        blocks[link] = block
+        parents.append(_entry(start, record, link))
 
-    big = libipld.encode_dag_cbor({"$type": "app.bsky.feed.post", "text": "x" * 1_900_000})
-    large = cid(big)
-    shared = [
-        {"p": 0, "k": b"app.bsky.feed.post/%07d" % n, "v": large, "t": None} for n in range(20_000)
-    ]
-    link, block = node(None, *shared)
-    yield "one large record under 20,000 keys", tree(link, {link: block, large: big})
-
-    cyclic = libipld.encode_dag_cbor({"l": cid(b"itself"), "e": []})
-    yield "a node that links what is not there", tree(cid(cyclic), {cid(cyclic): cyclic})
+    root, block = _node(None, *parents)
+    return root, {**blocks, root: block}
 
 
-def _only(one: tuple[bytes, bytes]) -> tuple[bytes, dict[bytes, bytes]]:
-    return one[0], dict([one])
+def _shared_record() -> tuple[bytes, Blocks]:
+    value = {"$type": "app.bsky.feed.post", "text": "x" * 1_900_000}
+    large = libipld.encode_dag_cbor(value)
+    entries = [_entry(b"app.bsky.feed.post/%07d" % n, cid(large)) for n in range(20_000)]
+    root, block = _node(None, *entries)
+    return root, {root: block, cid(large): large}
+
+
+def _missing_block() -> tuple[bytes, Blocks]:
+    root, block = _node(cid(b"itself"))
+    return root, {root: block}
