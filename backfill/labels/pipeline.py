@@ -12,7 +12,9 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from actors.buffer import FlushPolicy, LabelBuffer, Receipt
+from actors.batch_counts import BatchCounts
+from actors.buffer import LabelBuffer
+from actors.flush_policy import FlushPolicy
 from actors.integrations import Integration, Placement
 from actors.pool import ClassifierActor
 from actors.remote.answer_cache import AnswerCacheAddress, join_answer_cache, leave_answer_cache
@@ -160,7 +162,7 @@ class Labelling:
 
 
 def label_posts(
-    work: Labelling, on_receipt: Callable[[Receipt], None], stop: threading.Event
+    work: Labelling, on_receipt: Callable[[BatchCounts], None], stop: threading.Event
 ) -> None:
     """Returns when every batch is acknowledged, or `stop` is set. Raises errors as Ray wraps them."""
     posts = eligible_posts(work.lake, work.selection, _block_rows(work), _READERS)
@@ -181,7 +183,7 @@ def label_posts(
         num_gpus=work.pool.num_gpus or None,
         memory=_PREVENT_FUSION_BYTES,
     )
-    waiting: list[ray.ObjectRef[Receipt]] = [work.buffer.open.remote()]  # while the pool starts
+    waiting: list[ray.ObjectRef[BatchCounts]] = [work.buffer.open.remote()]  # while the pool starts
     # The public iterator cannot be stopped while it waits for a block, and waits for the first before it is there.
     executor = labels._create_executor()  # noqa: SLF001
     _end_actors_on_failure(executor)
@@ -307,8 +309,8 @@ def _configure(context: DataContext) -> None:
 
 
 def _acknowledge(
-    waiting: list[ray.ObjectRef[Receipt]], leave: int, on_receipt: Callable[[Receipt], None]
-) -> list[ray.ObjectRef[Receipt]]:
+    waiting: list[ray.ObjectRef[BatchCounts]], leave: int, on_receipt: Callable[[BatchCounts], None]
+) -> list[ray.ObjectRef[BatchCounts]]:
     """Waits until at most `leave` batches are not acknowledged; those."""
     while len(waiting) > leave:
         done, waiting = ray.wait(waiting, num_returns=1)

@@ -14,7 +14,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, TextIO
 
-from actors.buffer import FlushPolicy, LabelBuffer, Receipt
+from actors.batch_counts import BatchCounts
+from actors.buffer import LabelBuffer
+from actors.flush_policy import FlushPolicy
 from actors.integrations import Integration, Placement
 from backfill.labels.post_filter import BadFiles, PostFilter, find_posts, unlabelled
 from backfill.progress import Progress, Tally
@@ -309,7 +311,7 @@ def _label_with_ray(
         name, started = integration.name, time.monotonic()
         tally = result.tallies[name]
 
-        def count(receipt: Receipt) -> None:
+        def count(receipt: BatchCounts) -> None:
             tally.labelled += receipt.labelled
             tally.rejected.update(receipt.rejected)
             tally.retryable.update(receipt.failed)

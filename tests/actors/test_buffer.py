@@ -8,8 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from actors.buffer import FlushPolicy, LabelBuffer, Receipt
+from actors.batch_counts import BatchCounts
+from actors.buffer import LabelBuffer
 from actors.contract import Outcome
+from actors.flush_policy import FlushPolicy
 from actors.integrations import resolve
 from actors.pool import label_rows
 from datasets.errors import ConfigError, RejectedPost, RetryableError
@@ -109,7 +111,7 @@ def test_a_batch_made_again_after_a_restart_counts_what_is_stored(
     made_anew = pa.concat_tables(
         [batch(range(4)), batch(range(4, 5), RetryableError("busy", kind="timeout"))]
     )
-    assert again.stage(made_anew) == Receipt(
+    assert again.stage(made_anew) == BatchCounts(
         3, Counter(), Counter({"answered_late": 1, "timeout": 1})
     )
     again.close()
@@ -188,7 +190,7 @@ def test_a_successor_finishes_what_a_killed_buffer_has_staged(lake_dir: Path) ->
     assert killed._lock
     killed._lock.release()  # as the end of its process does
     successor = buffer(lake_dir, run_id="run-2")
-    assert successor.open() == Receipt(0)
+    assert successor.open() == BatchCounts(0)
     assert not writing.staged(Lake(str(lake_dir)), LABELS)
     successor.stage(batch(range(5, 8)))
     successor.close()
