@@ -1,4 +1,4 @@
-"""The contract that every integration of the registry keeps, whatever it is made of."""
+"""The contract that every integration in the registry fulfils."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_an_integration_is_well_formed(integration: Integration) -> None:
 
 
 @pytest.mark.parametrize("integration", ALL, ids=lambda i: i.name)
-def test_an_integration_answers_to_its_name_and_alias(integration: Integration) -> None:
+def test_an_integration_answers_to_its_name_and_alias(
+    integration: Integration,
+) -> None:
     short = integration.name.removeprefix("ml_inference_")
     assert resolve(integration.name) is resolve(short) is resolve(integration.alias) is integration
 
