@@ -1,4 +1,4 @@
-# Each target sets up what it needs: Python ≥ 3.11 and make are enough.
+# Each target installs what it needs. Requirements: Python 3.11 or newer, and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-# torch first and alone: by its exact version pip takes the CPU build where one is at hand.
+# torch is installed first, by its exact version: pip then takes the CPU build if one is available.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -22,7 +22,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not long"
 
-# All that kills, fails and takes minutes, and fifty kills where `test` has five.
+# Kills, outages and everything else that takes minutes; fifty kills, of which `test` has five.
 chaos: $(STAMP)
 	CHAOS_KILLS=50 CLUSTER_POSTS=20000 $(BIN)/python -m pytest -s -m "long or not long" tests/acceptance
 
@@ -30,7 +30,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_layers.py
+	$(BIN)/python -m pytest tests/test_layers.py tests/test_docs.py
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks

@@ -60,12 +60,8 @@ class LabelBuffer:
         self._policy = policy
         self._dates = dates
         self._lock: Lock | None = None
-        self._loader = DatabaseLoader(
-            lake,
-            self._labels,
-            database_url,
-            skip_bad_files=policy.skip_bad_files,
-        )
+        self._loader = DatabaseLoader(lake, self._labels, database_url, self._skip)
+        self._skipped: dict[str, BadFile] = {}
 
         # Guards everything below.
         self._changed = threading.Condition()
@@ -135,8 +131,7 @@ class LabelBuffer:
     def _batch_name(self, rows: pa.Table) -> str:
         """Derived from all posts, because a recomputed block may have fewer failures."""
         revision = str(rows["label_model_revision"][0])
-        uris = rows["uri"].to_pylist()
-        batch = writing.batch_name(self._labels.integration, revision, uris)
+        batch = writing.batch_name(self._labels.integration, revision, rows["uri"].to_pylist())
         return writing.segment_name(self._run_id, batch)
 
     def close(self) -> str | None:
@@ -157,39 +152,50 @@ class LabelBuffer:
         return str(self._loader.behind) if self._loader.behind else None
 
     def skipped(self) -> list[BadFile]:
-        """After `close`: the label files that were not loaded into the database."""
-        return list(self._loader.skipped.values())
+        """After `close`: label files that could not be used."""
+        return list(self._skipped.values())
 
     def _open(self) -> Lock:
         """Only on the first call: before, the driver may be reading what recovery would move."""
         if self._lock:
             return self._lock
 
-        integration = self._labels.integration
-        self._lock = Lock(
+        lock = Lock(
             self._lake,
-            integration,
+            self._labels.integration,
             "buffer",
             self._run_id,
             _PREDECESSOR_SECONDS,
             self._dates,
         )
-        staged = recover_batches(
-            self._lake,
-            self._labels,
-            self._run_id,
-            self._policy,
-            self._next_flush_name,
-        )
-        flushed = writing.flushed_batches(self._lake, self._labels, self._run_id)
-        self._taken = dict.fromkeys([*flushed, *staged])
-        self._rows = writing.count_staged(self._lake, self._labels, staged)
-        self._oldest = time.monotonic() if staged else None
+        try:
+            self._recover()
+        except BaseException:
+            # The next call tries again.
+            lock.release()
+            raise
 
+        self._lock = lock
         if not self._policy.never:
             self._start(self._flush_until_closed)
             self._start(self._load_until_flushed)
-        return self._lock
+        return lock
+
+    def _recover(self) -> None:
+        """Finishes what dead runs have left, and finds the durable batches of this run."""
+        lake, labels = self._lake, self._labels
+        staged = recover_batches(
+            lake, labels, self._run_id, self._policy, self._next_flush_name, self._skip
+        )
+        flushed = writing.flushed_batches(lake, labels, self._run_id)
+        self._taken = dict.fromkeys([*flushed, *staged])
+        self._rows = writing.count_staged(lake, labels, staged)
+        self._oldest = time.monotonic() if staged else None
+
+    def _skip(self, error: BadFile) -> None:
+        if not self._policy.skip_bad_files:
+            raise error
+        self._skipped[error.path] = error
 
     def _start(self, work: Callable[[], None]) -> None:
         thread = threading.Thread(
@@ -220,9 +226,8 @@ class LabelBuffer:
             raise self._error
 
     def _has_room(self) -> bool:
-        if self._error or self._policy.never:
-            return True
-        return sum(self._rows.values()) < _MAX_BACKLOG * self._policy.rows
+        is_full = sum(self._rows.values()) >= _MAX_BACKLOG * self._policy.rows
+        return bool(self._error) or self._policy.never or not is_full
 
     def _is_flush_due(self) -> bool:
         if self._closing or self._error:
@@ -257,6 +262,7 @@ class LabelBuffer:
                 keep=self._policy.keep,
                 replace=self._policy.replace,
                 ensure=self._lock.ensure,
+                on_bad=self._skip,
             )
             with self._changed:
                 for name in chunk:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from datasets.database import Database, open_database
 from datasets.database_sync import OnFill, fill, load
-from datasets.errors import BadFile, RetryableError
+from datasets.errors import RetryableError
 from datasets.labels.reading import Labels
 from datasets.lake import Lake
+from datasets.posts import OnBadFile
 
 # A connection attempt may hang for ten seconds, so not every flush tries
 # again.
@@ -21,8 +22,7 @@ class DatabaseLoader:
 
     `behind` is why the database lacks some of them, or None. An unreachable
     database loses no label: the next load that succeeds loads all files
-    that it lacks. `skipped` are label files that cannot be used, by path;
-    without `skip_bad_files` they are errors.
+    that it lacks. `on_bad` is called for label files that cannot be used.
     """
 
     def __init__(
@@ -30,15 +30,13 @@ class DatabaseLoader:
         lake: Lake,
         labels: Labels,
         url: str,
-        *,
-        skip_bad_files: bool,
+        on_bad: OnBadFile,
     ) -> None:
         self.behind: RetryableError | None = None
-        self.skipped: dict[str, BadFile] = {}
         self._lake = lake
         self._labels = labels
         self._url = url
-        self._skip_bad_files = skip_bad_files
+        self._on_bad = on_bad
         self._database: Database | None = None
         self._next_attempt = 0.0
 
@@ -59,7 +57,7 @@ class DatabaseLoader:
         try:
             if self._database is None:
                 self._database = open_database(self._url)
-                on_fill = OnFill(bad_file=self._skip)
+                on_fill = OnFill(bad_file=self._on_bad)
                 fill(
                     self._lake,
                     self._labels,
@@ -76,8 +74,3 @@ class DatabaseLoader:
             if self._database is not None:
                 self._database.close()
             self._database = None
-
-    def _skip(self, error: BadFile) -> None:
-        if not self._skip_bad_files:
-            raise error
-        self.skipped[error.path] = error

@@ -12,8 +12,8 @@ class FlushPolicy:
 
     `never` leaves everything in the output queue, for a write phase. `keep`
     leaves flushed batches in the queue too, for a clear phase. `replace`
-    removes older, rejected rows of the same posts. `skip_bad_files` keeps
-    label files that cannot be used out of the database.
+    removes older, rejected rows of the same posts. `skip_bad_files`
+    continues without label files that cannot be used.
     """
 
     rows: int = 100_000

@@ -5,23 +5,29 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
-# Seconds between updates on a terminal, and between plain lines.
-_TERMINAL_SECONDS, _PLAIN_SECONDS = 0.5, 10.0
-# The rate is that of the last so many seconds.
-_RATE_WINDOW = 30.0
-# Without an acknowledged batch for so long, an integration's wait is explained; and again after twice the time.
+from backfill.status_line import PLAIN_SECONDS, TERMINAL_SECONDS, TerminalLine
+
+# The rate is the mean over this many seconds.
+_RATE_SECONDS = 30.0
+# A stall is explained after this many seconds without an acknowledged batch, and again each time it
+# has lasted twice as long.
 _STALL_SECONDS = 60.0
 _WIDTH = 79
 
 
 @dataclass
-class Tally:
-    """One integration's posts in a run."""
+class IntegrationProgress:
+    """What one integration has done in a run. Counts are posts, `seconds` the time of labelling.
+
+    `rejected` counts by reason, `retryable` transient failures by kind. `seconds` is 0 until the
+    integration has finished. `error` says why it stopped, `behind` why its database lacks labels
+    that the lake has.
+    """
 
     eligible: int = 0
     labelled: int = 0
@@ -34,36 +40,49 @@ class Tally:
 
     @property
     def done(self) -> int:
+        """Posts that have a label row."""
         return self.labelled + self.rejected.total()
 
     @property
-    def stalls(self) -> bool:
-        """Whether there is something to wait for."""
-        return (
-            not self.seconds
-            and not self.error
-            and self.done + self.retryable.total() < self.eligible
-        )
+    def attempted(self) -> int:
+        """Posts that have a label row or failed."""
+        return self.done + self.retryable.total()
 
     @property
     def failed(self) -> int:
-        """Left for the next run: passing failures, and what was not reached."""
+        """Posts left for the next run: transient failures, and posts that were not reached."""
         return self.eligible - self.done
+
+    @property
+    def is_labelling(self) -> bool:
+        """Whether more batches are expected."""
+        return not self.seconds and not self.error and self.attempted < self.eligible
+
+
+@dataclass
+class _Movement:
+    """When an integration's count last changed, and the stall that is to be reported next."""
+
+    count: int
+    since: float
+    report_after: float = field(default_factory=lambda: _STALL_SECONDS)
 
 
 class Progress:
-    """Prints to `stream` until closed. `tallies` may change in other threads meanwhile."""
+    """Shows the progress of a run on `stream` from a thread, until its `with` block ends.
 
-    def __init__(self, stream: TextIO, tallies: dict[str, Tally]) -> None:
-        self._stream, self._tallies = stream, tallies
-        self._terminal = stream.isatty()
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
+    Other threads may change `integrations` (by name) meanwhile.
+    """
+
+    def __init__(self, stream: TextIO, integrations: Mapping[str, IntegrationProgress]) -> None:
+        self._integrations = integrations
+        self._terminal = TerminalLine(stream, _WIDTH)
+        self._closed = threading.Event()
         self._shown = ""
         self._status = ""
-        self._seen: deque[tuple[float, int]] = deque()
-        self._why: Callable[[str], str] | None = None
-        self._moved: dict[str, tuple[int, float, float]] = {}
+        self._samples: deque[tuple[float, int]] = deque()
+        self._explain_stall: Callable[[str], str] | None = None
+        self._movements: dict[str, _Movement] = {}
         self._thread = threading.Thread(
             target=self._print_until_closed, name="progress", daemon=True
         )
@@ -73,102 +92,91 @@ class Progress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop.set()
+        self._closed.set()
         self._thread.join()
-        if self._terminal:
-            self._write("")
+
+        if self._terminal.is_terminal:
+            self._terminal.clear()
         elif self._done() and self._shown != self._line():
             self.say(self._line())
 
-    def status(self, text: str) -> None:
-        """What is going on before the first label."""
+    def set_status(self, text: str) -> None:
+        """What is shown before the first label."""
         self._status = text
 
-    def watch(self, why: Callable[[str], str]) -> None:
-        """From now on, says why an integration does not move, if `why(name)` has an answer."""
-        self._why = why
+    def report_stalls(self, explain: Callable[[str], str]) -> None:
+        """From now on, reports integrations that do not move. `explain` gets the name of one."""
+        self._explain_stall = explain
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        with self._lock:
-            if self._terminal:
-                self._stream.write("\r\x1b[K")
-            self._stream.write(text + "\n")
-            self._stream.flush()
+        self._terminal.say(text)
 
     def _print_until_closed(self) -> None:
-        period = _TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS
-        while not self._stop.wait(period):
+        period = TERMINAL_SECONDS if self._terminal.is_terminal else PLAIN_SECONDS
+        while not self._closed.wait(period):
             try:
                 self._show()
-            except Exception as error:  # noqa: BLE001 - the next line may do again; a broken stream can't be told
+            except Exception as error:  # noqa: BLE001 - the next line may succeed; a broken stream can't be told
                 with suppress(Exception):
                     self.say(f"progress cannot be shown ({type(error).__name__}: {error})")
 
     def _show(self) -> None:
         line = self._line()
-        if self._terminal:
-            self._write(line)
-        elif line != self._shown:
-            self.say(line)
+        if self._terminal.is_terminal or line != self._shown:
+            self._terminal.show(line)
         self._shown = line
-        self._say_what_stalls()
+        self._say_stalls()
 
-    def _say_what_stalls(self) -> None:
+    def _say_stalls(self) -> None:
         now = time.monotonic()
-        for name, tally in self._tallies.items():
-            count = tally.done + tally.retryable.total()
-            before, since, patience = self._moved.get(name, (-1, now, _STALL_SECONDS))
-            if self._why is None or count != before or not tally.stalls:
-                self._moved[name] = (count, now, _STALL_SECONDS)
-            elif now - since >= patience:
-                self._moved[name] = (count, since, 2 * patience)
-                self.say(
-                    f"{name}: nothing labelled for {format_seconds(now - since)}: {self._reason(name)}"
-                )
+        for name, progress in self._integrations.items():
+            count = progress.attempted
+            last = self._movements.get(name)
+            moved = last is None or count != last.count or not progress.is_labelling
+            if last is None or moved or self._explain_stall is None:
+                self._movements[name] = _Movement(count, now)
+            elif now - last.since >= last.report_after:
+                last.report_after *= 2
+                stalled = format_seconds(now - last.since)
+                self.say(f"{name}: nothing labelled for {stalled}: {self._explanation(name)}")
 
-    def _reason(self, name: str) -> str:
+    def _explanation(self, name: str) -> str:
         try:
-            return self._why(name) if self._why else ""
-        except Exception as error:  # noqa: BLE001 - Ray's, when its state can't be asked; the thread goes on
+            return self._explain_stall(name) if self._explain_stall else ""
+        except Exception as error:  # noqa: BLE001 - Ray's, when its state can't be read; the thread goes on
             return f"why is not known ({type(error).__name__}: {error})"
 
-    def _write(self, line: str) -> None:
-        with self._lock:
-            self._stream.write(f"\r\x1b[K{line[:_WIDTH]}")
-            self._stream.flush()
-
     def _done(self) -> int:
-        return sum(tally.done for tally in self._tallies.values())
+        return sum(progress.done for progress in self._integrations.values())
 
     def _line(self) -> str:
-        eligible = sum(tally.eligible for tally in self._tallies.values())
-        rejected = sum(tally.rejected.total() for tally in self._tallies.values())
+        eligible = sum(progress.eligible for progress in self._integrations.values())
+        rejected = sum(progress.rejected.total() for progress in self._integrations.values())
         done = self._done()
         if not eligible:
             return self._status
+
         rate = self._rate(done)
         if not done:
             return f"{self._status}, {eligible:,} posts to label"
-        left = (
-            f"{format_seconds((eligible - done) / rate)} left" if rate and done < eligible else ""
-        )
-        pace = (
-            f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        )  # one post in two seconds is not none
-        return ", ".join(
-            filter(
-                None, [f"{done:,} of {eligible:,} posts, {pace}/s", left, f"{rejected:,} rejected"]
-            )
-        )
+
+        # One post in two seconds is not shown as none.
+        pace = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        parts = [f"{done:,} of {eligible:,} posts, {pace}/s"]
+        if rate and done < eligible:
+            parts.append(f"{format_seconds((eligible - done) / rate)} left")
+        parts.append(f"{rejected:,} rejected")
+        return ", ".join(parts)
 
     def _rate(self, done: int) -> float:
-        """Posts a second over the last seconds; before the first label, this only starts the clock."""
+        """Posts a second, by the samples of the last seconds. The first call starts the clock."""
         now = time.monotonic()
-        self._seen.append((now, done))
-        while len(self._seen) > 2 and self._seen[1][0] < now - _RATE_WINDOW:
-            self._seen.popleft()
-        then, before = self._seen[0]
+        self._samples.append((now, done))
+        while len(self._samples) > 2 and self._samples[1][0] < now - _RATE_SECONDS:
+            self._samples.popleft()
+
+        then, before = self._samples[0]
         return (done - before) / (now - then) if now > then else 0.0
 
 

@@ -172,6 +172,7 @@ def _source_lake() -> Lake:
 
 def _clear(workspace: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> None:
     from backfill.labels.phases import clear
+    from backfill.labels.post_filter import BadFiles
     from datasets.queues import Kind, folder
 
     kinds: list[Kind] = [kind for kind in ("input", "output") if given[f"clear_{kind}_queues"]]
@@ -179,8 +180,10 @@ def _clear(workspace: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -
     question = f"Delete everything in {', '.join(names)} of {workspace.lake.root}?"
     if not given["yes"] and not click.confirm(question, err=True):
         raise click.UsageError("nothing was cleared, because the answer was not yes")
-    for name, count in clear(workspace, chosen, kinds).items():
+    bad_files = BadFiles(given["skip_bad_files"])
+    for name, count in clear(workspace, chosen, kinds, bad_files).items():
         click.echo(f"cleared {name}: {number(count)} segments")
+    show_skipped([str(error) for error in bad_files.skipped])
 
 
 def _enqueue(workspace: Workspace, chosen: Sequence[Any], given: dict[str, Any]) -> None:
@@ -212,8 +215,8 @@ def _write(workspace: Workspace, given: dict[str, Any]) -> None:
     from backfill.labels.post_filter import BadFiles
 
     chosen = options.chosen_integrations((given["service_source_buffer"],))
+    bad_files = BadFiles(given["skip_bad_files"])
     if not given["bypass_write"]:
-        bad_files = BadFiles(given["skip_bad_files"])
         done = write(workspace, chosen, bad_files)
         rows = [
             [short(name), number(each.moved), number(each.in_database)]
@@ -223,7 +226,7 @@ def _write(workspace: Workspace, given: dict[str, Any]) -> None:
         show_nameless(
             {path: count for each in done.values() for path, count in each.nameless.items()}
         )
-        show_skipped([str(error) for error in bad_files.skipped])
     if given["clear_queue"]:
-        for name, count in clear(workspace, chosen, ["output"]).items():
+        for name, count in clear(workspace, chosen, ["output"], bad_files).items():
             click.echo(f"cleared {name}: {number(count)} segments")
+    show_skipped([str(error) for error in bad_files.skipped])

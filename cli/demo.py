@@ -58,7 +58,7 @@ def demo(workspace: Workspace) -> None:
         for name, labels in post.labels.items():
             _say(_shown(labels), first=f"  {short(name):<{width}}", rest=" " * (width + 2))
     again = run(able.workspace, scope, able.chosen, BadFiles(), sys.stderr)
-    left = sum(tally.eligible for tally in again.tallies.values())
+    left = sum(tally.eligible for tally in again.integrations.values())
     click.echo(f"\nThe same run again: {left} posts left to label.")
     click.echo(f"Look around: python -m cli status --data-dir {lake.root}")
     if result.exit_code or left:

@@ -1,9 +1,10 @@
-"""`pds sync`, `pds resolve` and `pds status`: users' repositories, from their hosts to the lake."""
+"""`pds sync`, `pds resolve`, `pds status`: users' repositories, from their hosts to the lake."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
     from backfill.workspace import Workspace
     from datasets.repos.state import Identity
 
-EXIT_LEFT = 3
+EXIT_UNFINISHED = 3
 _SHOWN = 10
 _REASON_CHARS = 60
 
 
 class RecordTypes(click.ParamType[tuple[str, ...]]):
-    """One record type, or several with commas."""
+    """One record type, or several separated by commas."""
 
     name = "TYPE"
 
@@ -35,6 +36,7 @@ class RecordTypes(click.ParamType[tuple[str, ...]]):
     ) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
+
         names = tuple(name.strip() for name in value.split(","))
         for name in names:
             if name not in RECORD_TYPES:
@@ -59,12 +61,12 @@ _NETWORK = (
     click.option(
         "--host-qps",
         type=options.Number(),
-        help=f"Requests a second to each host, at the most. [default: {PdsSettings.host_qps:g}]",
+        help=f"Most requests per second to each host. [default: {PdsSettings.host_qps:g}]",
     ),
     click.option(
         "--allow-insecure-hosts",
         is_flag=True,
-        help="Also ask hosts without https and on private addresses: for tests and your own network.",
+        help="Allow hosts without https and on private addresses, for tests and your own network.",
     ),
 )
 
@@ -85,12 +87,13 @@ def pds() -> None:
 
 @pds.command()
 @with_options(_USERS)
-@click.option("--host", metavar="URL", help="Take every repository that this host lists.")
+@click.option("--host", metavar="URL", help="Fetch every repository that this host lists.")
 @click.option(
     "--record-types",
     type=RecordTypes(),
     multiple=True,
-    help=f"Records to take; repeat it or separate them by commas. [default: {','.join(RECORD_TYPES)}]",
+    help="Records to fetch; repeat it or separate them by commas. "
+    f"[default: {','.join(RECORD_TYPES)}]",
 )
 @click.option(
     "--start-date", type=options.Day(), help="First day of `createdAt` in UTC, inclusive."
@@ -100,7 +103,7 @@ def pds() -> None:
 @click.option(
     "--max-repo-mib",
     type=click.IntRange(min=1),
-    help=f"Larger repositories are not taken (MiB). [default: {PdsSettings.max_repo_bytes // MIB}]",
+    help=f"Largest repository to fetch, in MiB. [default: {PdsSettings.max_repo_bytes // MIB}]",
 )
 @options.json_option
 @options.workspace_options
@@ -109,19 +112,21 @@ def sync(
 ) -> None:
     """Fetch users' repositories and write their records to the lake.
 
-    Run it again after anything: what has not changed is not fetched, what has is replaced.
+    Safe to run again at any time: unchanged repositories are not fetched, changed ones replaced.
     """
     options.check_order(given["start_date"], given["end_date"])
     users = bool(given["dids"] or given["dids_file"])
     if users == bool(given["host"]):
         raise click.UsageError("give either users, with --did or --dids-file, or a --host")
+
     from backfill.repos.sync import sync as run_sync
 
     wanted = dict.fromkeys(name for group in record_types for name in group) or RECORD_TYPES
-    asked = _options(workspace, given, record_types=tuple(wanted))
-    result = run_sync(workspace, asked, sys.stderr)
+    sync_options = _options(workspace, given, record_types=tuple(wanted))
+    result = run_sync(workspace, sync_options, sys.stderr)
+
     click.echo(_summary(result), err=as_json)
-    _show_left(result)
+    _show_unfinished(result)
     if as_json:
         click.echo(json.dumps(result.as_dict()))
     sys.exit(result.exit_code)
@@ -135,24 +140,31 @@ def resolve(workspace: Workspace, as_json: bool, **given: Any) -> None:
     """Show where users' repositories are: DID, host, handle and signing key."""
     if not given["dids"] and not given["dids_file"]:
         raise click.UsageError("--did or --dids-file is required")
+
     from backfill.repos.resolve import Unresolved
     from backfill.repos.resolve import resolve as run_resolve
 
-    found: dict[str, dict[str, Any]] = {"identities": {}, "unresolved": {}}
+    identities: dict[str, Any] = {}
+    unresolved: dict[str, Any] = {}
 
-    def show(one: Identity | Unresolved) -> None:
-        if isinstance(one, Unresolved):
-            found["unresolved"][one.did] = {"status": one.status, "error": one.error}
-            click.echo(f"{one.did}: {one.status}: {one.error}", err=True)
+    def show(found: Identity | Unresolved) -> None:
+        if isinstance(found, Unresolved):
+            unresolved[found.did] = {"status": found.status, "error": found.error}
+            click.echo(f"{found.did}: {found.status}: {found.error}", err=True)
         elif as_json:
-            found["identities"][one.did] = {"host": one.host, "handle": one.handle, "key": one.key}
+            identities[found.did] = {
+                "host": found.host,
+                "handle": found.handle,
+                "key": found.key,
+            }
         else:
-            click.echo("\t".join((one.did, one.host, one.handle or "-", one.key)))
+            click.echo("\t".join((found.did, found.host, found.handle or "-", found.key)))
 
-    left = run_resolve(workspace, _options(workspace, given), show)
+    unfinished = run_resolve(workspace, _options(workspace, given), show)
     if as_json:
-        click.echo(json.dumps({**found, "left": left}))
-    sys.exit(EXIT_LEFT if left else 0)
+        result = {"identities": identities, "unresolved": unresolved, "left": unfinished}
+        click.echo(json.dumps(result))
+    sys.exit(EXIT_UNFINISHED if unfinished else 0)
 
 
 @pds.command()
@@ -166,40 +178,41 @@ def status(workspace: Workspace, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found.as_dict()))
         return
+
+    records = [[name, number(found.records[name])] for name in RECORD_TYPES]
     parts = [
-        table(
-            ["status", "users"],
-            [[name, number(count)] for name, count in found.statuses.most_common()],
-        ),
-        table(
-            ["records", "in the lake"],
-            [[name, number(found.records[name])] for name in RECORD_TYPES],
-        ),
-        table(
-            ["host", "users"],
-            [[name, number(count)] for name, count in found.hosts.most_common(_SHOWN)],
-        ),
+        _counts_table(["status", "users"], found.statuses),
+        table(["records", "in the lake"], records),
+        _counts_table(["host", "users"], found.hosts, _SHOWN),
     ]
     if found.errors:
         rows = [
-            [name, error[:_REASON_CHARS], number(n)]
-            for (name, error), n in found.errors.most_common(_SHOWN)
+            [status, error[:_REASON_CHARS], number(users)]
+            for (status, error), users in found.errors.most_common(_SHOWN)
         ]
         parts.append(table(["status", "reason", "users"], rows))
+
     click.echo("\n\n".join(parts))
 
 
+def _counts_table(head: list[str], counts: Counter[str], shown: int | None = None) -> str:
+    """The most common first, at most `shown`."""
+    return table(head, [[name, number(count)] for name, count in counts.most_common(shown)])
+
+
 def _options(workspace: Workspace, given: dict[str, Any], **more: Any) -> SyncOptions:
-    """A flag goes before the table `[pds]` of the config file."""
+    """The options of a command. A flag overrides the table `[pds]` of the configuration file."""
     from backfill.repos.sync import SyncOptions
 
     settings = workspace.config.pds
     if given["host_qps"]:
         settings = options.changed_settings(settings, "--host-qps", host_qps=given["host_qps"])
+
     if given.get("max_repo_mib"):
         settings = options.changed_settings(
             settings, "--max-repo-mib", max_repo_bytes=given["max_repo_mib"] * MIB
         )
+
     return SyncOptions(
         dids=given["dids"],
         dids_file=given["dids_file"],
@@ -214,34 +227,39 @@ def _options(workspace: Workspace, given: dict[str, Any], **more: Any) -> SyncOp
 
 
 def _summary(result: SyncResult) -> str:
-    tally = result.tally
-    rows = [[name, number(count)] for name, count in tally.statuses.most_common()]
-    lines = [f"run {result.run_id}, {result.seconds:.0f} s", table(["users", ""], rows)]
-    if tally.records:
+    counts = result.counts
+    lines = [
+        f"run {result.run_id}, {result.seconds:.0f} s",
+        _counts_table(["users", ""], counts.statuses),
+    ]
+
+    if counts.records:
         records = ", ".join(
-            f"{number(tally.records[name])} {name}" for name in RECORD_TYPES if tally.records[name]
+            f"{number(counts.records[name])} {name}"
+            for name in RECORD_TYPES
+            if counts.records[name]
         )
         lines.append(f"records: {records}")
-        lines.append(f"skipped, of other lexicons: {number(tally.skipped)}")
-        if tally.unreadable_dates:
-            lines.append(
-                f"without a readable date, under the date of this sync: {number(tally.unreadable_dates)}"
-            )
+        lines.append(f"skipped, of other lexicons: {number(counts.skipped)}")
+
+        if counts.unreadable_dates:
+            unreadable = number(counts.unreadable_dates)
+            lines.append(f"without a readable date, under the date of this sync: {unreadable}")
+
     return "\n".join(lines)
 
 
-def _show_left(result: SyncResult) -> None:
-    tally = result.tally
-    for line in tally.invalid[:_SHOWN]:
+def _show_unfinished(result: SyncResult) -> None:
+    """Prints to standard error: it is for people, also with --json."""
+    counts = result.counts
+    for line in counts.invalid[:_SHOWN]:
         click.echo(f"line {line.line}: {line.did[:80]!r}: {line.reason}", err=True)
-    if len(tally.invalid) > _SHOWN:
-        click.echo(
-            f"and {number(tally.statuses['invalid_did'] - _SHOWN)} more lines that are no DIDs",
-            err=True,
-        )
-    if tally.not_listed:
-        click.echo(f"not everyone is listed: {tally.not_listed}", err=True)
-    if tally.left:
-        click.echo(
-            f"{number(tally.left)} users are left for the next run; see `pds status`", err=True
-        )
+    if len(counts.invalid) > _SHOWN:
+        others = number(counts.statuses["invalid_did"] - _SHOWN)
+        click.echo(f"and {others} more lines that are not DIDs", err=True)
+
+    if counts.not_listed:
+        click.echo(f"not all users are listed: {counts.not_listed}", err=True)
+    if counts.unfinished:
+        unfinished = number(counts.unfinished)
+        click.echo(f"{unfinished} users are left for the next run; see `pds status`", err=True)

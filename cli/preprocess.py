@@ -1,4 +1,4 @@
-"""`preprocess`: from raw posts to those that runs choose from."""
+"""`preprocess`: from raw posts to those that runs select from."""
 
 from __future__ import annotations
 
@@ -37,21 +37,30 @@ def preprocess(
 ) -> None:
     """Turn new raw posts and replies into preprocessed posts, by the date of their creation.
 
-    Blank texts and posts that are there already are left out. Run it again after anything.
+    Leaves out posts with a blank text, and those that exist already. Safe to run again at any time.
     """
     options.check_order(start_date, end_date)
+
     from backfill.labels.post_filter import BadFiles
     from backfill.repos.preprocess import preprocess as run_preprocess
 
     bad_files = BadFiles(skip_bad_files)
     result = run_preprocess(workspace, start_date, end_date, bad_files, sys.stderr)
+
     show_skipped([str(error) for error in bad_files.skipped])
-    written = sum(result.written.values())
+    written = number(result.written.total())
+    dates = number(len(result.written))
     click.echo(
-        f"{number(written)} new posts on {number(len(result.written))} dates; of {number(result.read)} raw posts, "
+        f"{written} new posts on {dates} dates; of {number(result.read)} raw posts, "
         f"{number(result.repeated)} were there already and {number(result.blank)} are blank",
         err=as_json,
     )
+
     if as_json:
-        counts = {"read": result.read, "blank": result.blank, "repeated": result.repeated}
-        click.echo(json.dumps({**counts, "written": dict(sorted(result.written.items()))}))
+        counts = {
+            "read": result.read,
+            "blank": result.blank,
+            "repeated": result.repeated,
+            "written": dict(sorted(result.written.items())),
+        }
+        click.echo(json.dumps(counts))

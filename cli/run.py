@@ -14,7 +14,7 @@ from cli.tables import number, short, table
 
 if TYPE_CHECKING:
     from backfill.labels.post_filter import PostFilter
-    from backfill.labels.run import RunResult
+    from backfill.labels.result import RunResult
     from backfill.workspace import Workspace
 
 
@@ -85,7 +85,7 @@ def finish(result: RunResult, *, as_json: bool) -> None:
     """Prints the summary and leaves with the run's exit code."""
     click.echo(summary(result), err=as_json)
     show_skipped(result.skipped)
-    for name, tally in result.tallies.items():
+    for name, tally in result.integrations.items():
         if tally.error:
             click.echo(f"error: {name}: {tally.error}", err=True)
         elif tally.behind:
@@ -107,13 +107,13 @@ def finish(result: RunResult, *, as_json: bool) -> None:
 
 def summary(result: RunResult) -> str:
     rows: list[list[Any]] = []
-    for name, tally in result.tallies.items():
+    for name, tally in result.integrations.items():
         rate = number(round(tally.done / tally.seconds)) if tally.seconds else "-"
         counts = (tally.eligible, tally.labelled, tally.rejected.total(), tally.failed)
         rows.append([short(name), *map(number, counts), f"{tally.seconds:.0f}", rate])
     head = ["integration", "eligible", "labelled", "rejected", "left", "seconds", "posts/s"]
     lines = [f"run {result.run_id}", table(head, rows)]
-    for name, tally in result.tallies.items():
+    for name, tally in result.integrations.items():
         lines += [f"  {short(name)}: {api_line(tally.api)}"] if tally.api else []
         lines += [
             f"  {short(name)} rejected {number(n)}: {reason}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 from datasets.database import (
     Database,
@@ -13,7 +16,7 @@ from datasets.database import (
     load_labels,
     loaded_files,
 )
-from datasets.errors import BadFile
+from datasets.errors import BadFile, FileGone
 from datasets.labels.reading import PREFIX, Labels, read_labels
 from datasets.lake import Lake
 from datasets.posts import OnBadFile, raise_bad_file
@@ -65,33 +68,62 @@ def _load_missing(
     lake: Lake, labels: Labels, database: Database, tell: OnFill, *, ours_only: bool
 ) -> int:
     total = 0
-    for path in missing_files(lake, labels, database, ours_only=ours_only):
-        try:
-            total += load(lake, labels, database, [path], tell)
-        except BadFile as error:
-            tell.bad_file(error)
-        else:
-            tell.rows(total)
+    tried: set[str] = set()
+    gone = True
+    while gone:
+        # Listed anew after a file has gone: what took its place may not have been there before.
+        gone = False
+        for path in missing_files(lake, labels, database, ours_only=ours_only):
+            if path in tried:
+                continue
+            tried.add(path)
+            try:
+                files = _read(lake, labels, [path])
+                total += _load(lake, labels, database, files, tell)
+            except BadFile as error:
+                tell.bad_file(error)
+            else:
+                gone = gone or not files
+                tell.rows(total)
     return total
 
 
 def load(
     lake: Lake, labels: Labels, database: Database, paths: Sequence[str], tell: OnFill = OnFill()
 ) -> int:
-    """Loads label files that have no post in common, in one transaction; the number of rows.
+    """Loads label files in one transaction; the number of rows. Of a post that several have, the last one's row counts.
 
+    Files that are gone are left out: a flush has put others in their place, with what they held.
     Rows without a URI are no labels and are left out. Raises BadFile for a file with rows that the
     database cannot store.
     """
-    files = {path: read_labels(lake, labels, path) for path in paths}
+    return _load(lake, labels, database, _read(lake, labels, paths), tell)
+
+
+def _read(lake: Lake, labels: Labels, paths: Sequence[str]) -> dict[str, pa.Table]:
+    """Of the files that are still there, their rows."""
+    files = {}
+    for path in paths:
+        with suppress(FileGone):
+            files[path] = read_labels(lake, labels, path)
+    return files
+
+
+def _load(
+    lake: Lake, labels: Labels, database: Database, files: Mapping[str, pa.Table], tell: OnFill
+) -> int:
+    if not files:
+        return 0
     nameless: dict[str, int] = {path: rows["uri"].null_count for path, rows in files.items()}
 
     try:
         load_labels(database, labels.integration, files)
     except RowsRefused as error:
-        if len(paths) > 1:  # one by one, to know which
-            return sum(load(lake, labels, database, [path], tell) for path in paths)
-        raise BadFile(lake.show(paths[0]), str(error)) from error
+        if len(files) > 1:  # one by one, to know which
+            return sum(
+                _load(lake, labels, database, {path: rows}, tell) for path, rows in files.items()
+            )
+        raise BadFile(lake.show(*files), str(error)) from error
 
     for path, count in nameless.items():
         if count:

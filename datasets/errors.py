@@ -68,7 +68,24 @@ class FatalError(BackfillError):
 
 
 def our_error(error: BaseException) -> BackfillError:
-    """The error of ours inside what Ray has made of it; for any other, a FatalError that names it."""
+    """The project's own error inside an exception that Ray has wrapped.
+
+    Any other exception becomes a FatalError that names it.
+    """
+    if ours := find_our_error(error):
+        return ours
+
+    last_line = (str(error).strip().splitlines() or [""])[-1]
+    return FatalError(
+        f"the run stopped ({type(error).__name__}: {last_line}); run the same command again to go on"
+    )
+
+
+def find_our_error(error: BaseException) -> BackfillError | None:
+    """The project's own error among an exception and its causes, the nearest first; None without.
+
+    Ray wraps an exception of a task or an actor: in `cause`, and with Ray Data several levels deep.
+    """
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     while queue:
@@ -77,16 +94,18 @@ def our_error(error: BaseException) -> BackfillError:
             continue
         seen.add(id(current))
         if isinstance(current, BackfillError) and type(current).__module__ == __name__:
-            # Ray Data adds lines about its own retries to an error's text.
+            # Ray Data appends lines about its own retries to an error's text.
             current.args = tuple(
                 _first_line(part) if isinstance(part, str) else part for part in current.args
             )
             return current
         queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
-    last = (str(error).strip().splitlines() or [""])[-1]
-    return FatalError(
-        f"the run stopped ({type(error).__name__}: {last}); run the same command again to go on"
-    )
+    return None
+
+
+def summary(error: BaseException) -> str:
+    """The first line of an exception's text, or its type where it has none."""
+    return _first_line(str(error)) or type(error).__name__
 
 
 _ADVICE = {

@@ -202,15 +202,29 @@ class Lake:
                         for field in schema
                     ]
                 except (pa.ArrowException, OSError) as error:
-                    if isinstance(error, OSError) and "AWS Error" in str(error):
-                        raise from_os_error("read", self.show(path), error) from error
-                    raise BadFile(
-                        self.show(path), f"cannot be decoded ({_first_line(error)})"
-                    ) from error
+                    raise self._undecodable(path, error) from error
 
                 for field, column in zip(schema, columns, strict=True):
                     _check_text(self.show(path), field, column)
                 yield pa.record_batch(columns, schema=schema)
+
+    def read_whole(self, path: str) -> pa.Table:
+        """All columns as they are, but views, which cannot be filtered, as strings. Raises BadFile as `read` does."""
+        with self.open_parquet(path) as file:
+            try:
+                table = file.read()
+            except (pa.ArrowException, OSError) as error:
+                raise self._undecodable(path, error) from error
+        plain = [
+            f.with_type(pa.large_string()) if pa.types.is_string_view(f.type) else f
+            for f in table.schema
+        ]
+        return table.cast(pa.schema(plain, table.schema.metadata))
+
+    def _undecodable(self, path: str, error: Exception) -> ConfigError:
+        if isinstance(error, OSError) and "AWS Error" in str(error):
+            return from_os_error("read", self.show(path), error)
+        return BadFile(self.show(path), f"cannot be decoded ({_first_line(error)})")
 
     def read_bytes(self, path: str) -> bytes:
         try:
@@ -273,6 +287,20 @@ class Lake:
         probe, quick = f".probe-{secrets.token_hex(4)}", replace(self, patient=False)
         quick.write_bytes(probe, b"")
         quick.delete(probe)
+
+
+def ensure_lake(lake: Lake) -> None:
+    """Creates the folder of a local lake if it does not exist, then checks the lake.
+
+    Raises ConfigError as `Lake.check` does, and if the folder cannot be made.
+    """
+    if lake.is_local:
+        try:
+            os.makedirs(lake.root, exist_ok=True)
+        except OSError as error:
+            raise from_os_error("make", lake.root, error) from error
+
+    lake.check()
 
 
 def partition_date(folder: str) -> str | None:

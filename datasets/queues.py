@@ -1,7 +1,9 @@
 """Durable queues: Parquet segments in a folder, one writer at a time, any number of readers.
 
-    queues/input/<integration>/<enqueued at>-<partition date>-<digest>.parquet     posts, one date a segment
-    queues/output/<integration>/<run>-<digest>.parquet                             staged labels (datasets/labels/writing.py)
+    queues/input/<integration>/<enqueued at>-<partition date>-<digest>.parquet
+        posts, one date per segment
+    queues/output/<integration>/<run>-<digest>.parquet
+        staged labels (datasets/labels/writing.py)
 
 Appending is a whole new segment; nothing is ever changed in place. A segment's name says all that
 selecting and clearing need, so neither reads a payload.
@@ -71,9 +73,10 @@ def requeue(
     segment: str,
     posts: pa.Table | None,
     ensure: Callable[[], None] = lambda: None,
-) -> None:
+) -> str | None:
     """Replaces a segment by what is left of it, enqueued at the same time; by nothing where nothing is left.
 
+    Returns the path of what is left: the segment's own if that is all of it, or one of the queue with just these posts.
     `ensure` is called before each write and deletion, and raises where the caller may not any more.
     """
     left = None
@@ -83,6 +86,7 @@ def requeue(
     if left != segment:
         ensure()
         lake.delete(segment)
+    return left
 
 
 def count(lake: Lake, kind: Kind, integration: str, on_bad: OnBadFile = raise_bad_file) -> int:

@@ -1,4 +1,4 @@
-"""Why a repository is not taken."""
+"""Why a repository is rejected."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datasets.errors import BackfillError
 
 
 class RejectedRepo(BackfillError):
-    """This repository cannot be taken: keep `status` and the reason in its row, go on with the others."""
+    """This repository cannot be fetched: store `status` and `reason`, continue with the others."""
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(status, reason)
@@ -18,4 +18,4 @@ class RejectedRepo(BackfillError):
 
 
 class BadSignature(RejectedRepo):
-    """The signature is not of the key at hand. A key that was cached may have been rotated since."""
+    """The known key did not make the signature. A cached key may have been rotated since."""

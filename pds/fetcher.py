@@ -1,75 +1,48 @@
-"""The owner of some hosts: it alone asks them, so it alone can keep their limits.
+"""Sends all requests to some hosts: only one process can keep a host's rate limit.
 
-Each host has one owner, an owner has many hosts: a host costs no process, and there are thousands
-of hosts with one user. A host's jobs wait in its own queue, so a host that rests or is slow holds
-up nobody else.
+Each host belongs to one fetcher, and a fetcher has many hosts. So a host does not cost a process,
+and there are thousands of hosts with a single user. Each host has a queue of its own, so a host
+that is paused or slow does not delay the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
 
 from datasets.errors import RetryableError
 from datasets.lake import Lake
 from pds import xrpc
-from pds.client import MAX_ANSWER, Answer, Client, Sink
+from pds.client import MAX_RESPONSE_BYTES, Client, Response, Sink
+from pds.downloads import RepoDownloader
 from pds.errors import RejectedRepo
+from pds.host_queue import HostGivenUp, HostQueue, RateLimited
 from pds.identity import read_document
-from pds.jobs import Fetch, Job, List, Outcome, Resolve, Resolved, Staged, Unchanged, Unfinished
-from pds.repo.decode import Decoded, Spooled
-from pds.repo.decoding import Decoding
-from pds.repo.spool import ByteBudget, Download, Spool
+from pds.jobs import (
+    Fetch,
+    Job,
+    JobResult,
+    ListRepos,
+    Resolve,
+    Resolved,
+    Unchanged,
+    Unfinished,
+)
 from pds.settings import PdsSettings
-from pds.throttle import HostThrottle, Sent
+from pds.throttle import HostThrottle
 
-# Names of hosts are resolved in threads, and a dead name server takes its time.
+# Host names are resolved in threads, because an unresponsive name server blocks for long.
 _RESOLVER_THREADS = 32
 
 
-class _Limited(Exception):
-    """The host said 429: the job goes back to its place in the queue."""
-
-
-class _GaveUp(Exception):
-    """The host is left alone for this run."""
-
-
-@dataclass
-class _Host:
-    origin: str
-    manners: HostThrottle
-    queue: deque[tuple[Job, int]] = field(default_factory=deque)
-    workers: int = 0
-    asking: int = 0
-    gate: asyncio.Lock = field(default_factory=asyncio.Lock)
-    verdict: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def admit(self) -> Sent:
-        """Waits for the host's turn, in the order of coming."""
-        async with self.gate:
-            while (delay := self.manners.delay(time.monotonic())) > 0 or self.manners.gave_up:
-                if self.manners.gave_up:
-                    raise _GaveUp
-                self.verdict.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(delay if delay < float("inf") else None):
-                        await self.verdict.wait()
-            return self.manners.sent(time.monotonic())
-
-    def raise_for_error(self, verdict: Callable[..., None], *values: Any, **named: Any) -> None:
-        verdict(*values, **named)
-        self.verdict.set()
-
-
 class HostFetcher:
-    """`trusted` are origins that the user named. Without a lake there is nothing to fetch, only to ask."""
+    """Runs jobs; `take` returns their results.
+
+    `trusted` are origins that the user named. Without a lake, it cannot run Fetch jobs.
+    """
 
     def __init__(
         self,
@@ -81,219 +54,216 @@ class HostFetcher:
         run_id: str = "",
         spool_folder: str = "",
     ) -> None:
-        self._settings, self._insecure = settings, insecure
-        self._trusted, self._lake, self._run_id = tuple(trusted), lake, run_id
+        self._settings = settings
+        self._trusted = tuple(trusted)
+        self._insecure = insecure
+
         self._client: Client | None = None
-        self._decoding: Decoding | None = None
-        self._spool = Spool(spool_folder) if spool_folder else None
-        self._budget = ByteBudget(settings.spool_bytes)
-        self._tickets: dict[str, int] = {}
-        self._hosts: dict[str, _Host] = {}
+        self._hosts: dict[str, HostQueue] = {}
         self._workers: set[asyncio.Task[None]] = set()
-        self._outcomes: list[Outcome] = []
-        self._news = asyncio.Event()
-        self._broken: BaseException | None = None
+
+        self._results: list[JobResult] = []
+        self._changed = asyncio.Event()
+        self._error: BaseException | None = None
+
+        self._downloader: RepoDownloader | None = None
+        if lake is not None:
+            self._downloader = RepoDownloader(
+                settings, lake, run_id, spool_folder, publish=self._publish, fail=self._fail
+            )
 
     async def submit(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
             host = self._host(job.origin)
-            host.queue.append((job, 0))
+            host.jobs.append((job, 0))
+
             if host.workers < self._settings.in_flight:
                 host.workers += 1
                 task = asyncio.create_task(self._work(host))
                 self._workers.add(task)
                 task.add_done_callback(self._workers.discard)
 
-    async def take(self, seconds: float) -> list[Outcome]:
-        """What has come of jobs, as soon as something has, and at the latest after `seconds`."""
+    async def take(self, seconds: float) -> list[JobResult]:
+        """New results, as soon as there are any; [] after `seconds` without one.
+
+        Raises the error that stopped a worker, if one did.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._news.wait()
-        if self._broken is not None:
-            raise self._broken
-        self._news.clear()
-        outcomes, self._outcomes = self._outcomes, []
-        return outcomes
+                await self._changed.wait()
 
-    async def resting(self) -> dict[str, float]:
-        """Hosts with work that rest now, and for how many seconds yet."""
+        if self._error is not None:
+            raise self._error
+
+        self._changed.clear()
+        results = self._results
+        self._results = []
+        return results
+
+    async def paused_hosts(self) -> dict[str, float]:
+        """Origins of hosts that have jobs and are paused, and the seconds until the pause ends."""
         now = time.monotonic()
-        rests = {
-            origin: host.manners.resting(now)
-            for origin, host in self._hosts.items()
+        pauses = {
+            host.origin: host.throttle.pause_left(now)
+            for host in self._hosts.values()
             if host.workers
         }
-        return {origin: seconds for origin, seconds in rests.items() if seconds > 0}
+        return {origin: seconds for origin, seconds in pauses.items() if seconds > 0}
 
     async def close(self) -> None:
         for task in self._workers:
             task.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
+
         if self._client:
             await self._client.close()
-        if self._spool:
-            self._spool.remove()
+        if self._downloader:
+            self._downloader.remove_files()
 
-    def _let_go(self, hosts: Iterable[_Host]) -> None:
-        """Keeps no connection to a host without work."""
-        for host in hosts:
-            if not host.workers and not host.asking and self._client:
-                self._client.forget(host.origin)
-
-    def _host(self, origin: str) -> _Host:
+    def _host(self, origin: str) -> HostQueue:
         if origin not in self._hosts:
-            self._hosts[origin] = _Host(origin, HostThrottle(self._settings))
+            self._hosts[origin] = HostQueue(origin, HostThrottle(self._settings))
         return self._hosts[origin]
 
-    def _tell(self, outcome: Outcome) -> None:
-        self._outcomes.append(outcome)
-        self._news.set()
+    def _disconnect_idle(self, hosts: Iterable[HostQueue]) -> None:
+        for host in hosts:
+            if host.is_idle and self._client:
+                self._client.disconnect(host.origin)
 
-    def _break(self, error: BaseException) -> None:
-        self._broken = self._broken or error
-        self._news.set()
+    def _publish(self, result: JobResult) -> None:
+        self._results.append(result)
+        self._changed.set()
 
-    async def _work(self, host: _Host) -> None:
+    def _fail(self, error: BaseException) -> None:
+        """`take` raises the first error."""
+        self._error = self._error or error
+        self._changed.set()
+
+    async def _work(self, host: HostQueue) -> None:
         try:
-            while host.queue:
-                await self._work_on(host, *host.queue.popleft())
-        except Exception as error:  # noqa: BLE001 - the driver must hear of it, and this is no place to raise
-            self._break(error)
+            while host.jobs:
+                job, attempts = host.jobs.popleft()
+                await self._work_on(host, job, attempts)
+        except Exception as error:  # noqa: BLE001 - raised by `take`, as nothing awaits this task
+            self._fail(error)
         finally:
             host.workers -= 1
-        self._let_go([host])
+        self._disconnect_idle([host])
 
-    async def _work_on(self, host: _Host, job: Job, attempts: int) -> None:
+    async def _work_on(self, host: HostQueue, job: Job, attempts: int) -> None:
+        """Runs a job once. Afterwards it has a result, or is in the queue again."""
+        result: JobResult | None
         try:
-            outcome = await self._do(job)
-        except _Limited:
-            host.queue.appendleft((job, attempts))
+            result = await self._run(job)
+        except RateLimited:
+            host.jobs.appendleft((job, attempts))
             return
-        except _GaveUp:
-            status = host.manners.gave_up or ""
-            limited = status == "rate_limited"
-            said = "limits our requests" if limited else "does not answer as it should"
-            outcome = Unfinished(
-                job, status, f"{host.origin} {said}; it is left for the next run", True, not limited
-            )
+        except HostGivenUp:
+            result = _given_up(job, host)
         except RetryableError as error:
             if attempts + 1 < self._settings.attempts:
                 await asyncio.sleep(self._settings.retry_seconds * 4**attempts)
-                host.queue.append((job, attempts + 1))
+                host.jobs.append((job, attempts + 1))
                 return
-            outcome = Unfinished(job, "unreachable", str(error), passing=True, may_have_moved=True)
+            result = Unfinished(job, "unreachable", str(error), transient=True, may_have_moved=True)
         except RejectedRepo as error:
-            outcome = Unfinished(job, error.status, error.reason)
-        if outcome is not None:
-            self._tell(outcome)
+            result = Unfinished(job, error.status, error.reason)
 
-    async def _do(self, job: Job) -> Outcome | None:
-        """None where the outcome comes later, from decoding."""
+        if result is not None:
+            self._publish(result)
+
+    async def _run(self, job: Job) -> JobResult | None:
+        """The result of a job. None for a download: its result is published after decoding."""
         match job:
             case Resolve():
-                answer, now = await self._ask(job.url), int(time.time())
-                found = read_document(
-                    job.did, answer.status, answer.body, now, self._trusted, insecure=self._insecure
-                )
-                return Resolved(job, found)
-            case List():
-                return xrpc.read_listing(job, await self._ask(xrpc.list_url(job)))
+                return await self._resolve(job)
+            case ListRepos():
+                return xrpc.read_page(job, await self._get(xrpc.list_url(job)))
             case Fetch():
                 return await self._fetch(job)
 
-    async def _fetch(self, job: Fetch) -> Outcome | None:
+    async def _resolve(self, job: Resolve) -> Resolved:
+        response = await self._get(job.url)
+        identity = read_document(
+            job.did,
+            response.status,
+            response.body,
+            int(time.time()),
+            self._trusted,
+            insecure=self._insecure,
+        )
+        return Resolved(job, identity)
+
+    async def _fetch(self, job: Fetch) -> JobResult | None:
         if job.known_rev:
-            answer = await self._ask(xrpc.latest_commit_url(job))
-            if xrpc.latest_rev(answer) == job.known_rev:
+            response = await self._get(xrpc.latest_commit_url(job))
+            if xrpc.latest_rev(response) == job.known_rev:
                 return Unchanged(job)
-            if refusal := xrpc.refusal(job, answer):
+            if refusal := xrpc.refusal(job, response):
                 return refusal
-        assert self._spool, "an owner without a lake is given nothing to fetch"
-        ticket = await self._budget.open()
-        download = Download(self._spool.path(), self._budget, ticket)
-        try:
-            answer = await self._ask(
-                xrpc.repo_url(job), download.write, self._settings.max_repo_bytes
-            )
-            download.close()
-            if answer.status == 200:
-                self._decode(Spooled(job, download.path, download.size), ticket)
-                return None
-        except BaseException:
-            await self._give_up(download)
-            raise
-        await self._give_up(download)
-        said = f"{job.origin} answered the request for the repository with {answer.status}"
-        return xrpc.refusal(job, answer) or Unfinished(job, "unreachable", said, True, True)
 
-    async def _give_up(self, download: Download) -> None:
-        download.discard()
-        await self._budget.close(download.ticket)
+        assert self._downloader, "Fetch jobs need a lake"
+        return await self._downloader.download(job, self._get)
 
-    def _decode(self, spooled: Spooled, ticket: int) -> None:
-        assert self._lake
-        if self._decoding is None:
-            self._decoding = Decoding(self._lake, self._run_id, self._decoded, self._break)
-        self._tickets[spooled.path] = ticket
-        self._decoding.add(spooled)
+    async def _get(
+        self, url: str, sink: Sink | None = None, limit: int = MAX_RESPONSE_BYTES
+    ) -> Response:
+        """Sends a request and follows its redirects, each in its host's turn.
 
-    async def _decoded(self, group: Sequence[Spooled], decoded: Decoded) -> None:
-        for spooled in group:
-            await self._budget.close(self._tickets.pop(spooled.path))
-        if decoded.receipt:
-            self._tell(Staged(decoded.receipt, decoded.rows))
-        for failure in decoded.failures:
-            self._tell(
-                Unfinished(
-                    failure.job, failure.status, failure.error, may_have_moved=failure.bad_signature
-                )
-            )
-
-    async def _ask(self, url: str, sink: Sink | None = None, limit: int = MAX_ANSWER) -> Answer:
-        """One request and its redirects. Each host's manners are kept, and told what came of it."""
-        if self._client is None:
-            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_RESOLVER_THREADS))
-            self._client = Client(self._settings, self._trusted, insecure=self._insecure)
-        asked: list[_Host] = []
+        Raises RateLimited, HostGivenUp, RetryableError and RejectedRepo.
+        """
+        client = self._open_client()
+        hosts: list[HostQueue] = []
 
         async def admit(origin: str) -> Callable[[], None]:
-            if asked:  # it has redirected us
-                asked[-1].raise_for_error(asked[-1].manners.withdrawn)
+            if hosts:  # the last host redirected here, which tells nothing about its limits
+                hosts[-1].cancel_request()
+
             host = self._host(origin)
-            sent = await host.admit()
-            asked.append(host)
-            host.asking += 1
-            return lambda: setattr(sent, "at", time.monotonic())
+            request = await host.wait_for_turn()
+            hosts.append(host)
+            host.requests += 1
+
+            def on_sent() -> None:
+                request.at = time.monotonic()
+
+            return on_sent
 
         try:
-            answer = await self._client.get(url, admit, sink, limit)
+            response = await client.get(url, admit, sink, limit)
         except RetryableError as error:
-            asked[-1].raise_for_error(
-                asked[-1].manners.failed,
-                time.monotonic(),
-                at_once=error.kind in ("connect", "slow"),
-            )
+            hosts[-1].record_failure(error.kind)
             raise
         except RejectedRepo:
-            if asked:
-                asked[-1].raise_for_error(asked[-1].manners.withdrawn)
+            if hosts:
+                hosts[-1].cancel_request()
             raise
         finally:
-            for host in asked:
-                host.asking -= 1
-            self._let_go(asked)
-        self._heed(asked[-1], answer)
-        return answer
+            for host in hosts:
+                host.requests -= 1
+            self._disconnect_idle(hosts)
 
-    def _heed(self, host: _Host, answer: Answer) -> None:
-        """Raises _Limited, or RetryableError for an error of the host's own."""
-        now, epoch = time.monotonic(), time.time()
-        if answer.status == 429 or (answer.status == 503 and "retry-after" in answer.headers):
-            host.raise_for_error(host.manners.limited, now, answer.headers, epoch)
-            raise _Limited
-        if answer.status >= 500:
-            host.raise_for_error(host.manners.failed, now, at_once=False)
-            raise RetryableError(
-                f"{host.origin} answered with {answer.status}", kind=f"http_{answer.status}"
-            )
-        host.raise_for_error(host.manners.answered, now, answer.headers, epoch)
+        hosts[-1].record_response(response)
+        return response
+
+    def _open_client(self) -> Client:
+        if self._client is None:
+            resolvers = ThreadPoolExecutor(_RESOLVER_THREADS)
+            asyncio.get_running_loop().set_default_executor(resolvers)
+            self._client = Client(self._settings, self._trusted, insecure=self._insecure)
+        return self._client
+
+
+def _given_up(job: Job, host: HostQueue) -> Unfinished:
+    """The result of a job whose host is given up."""
+    status = host.throttle.gave_up_status or ""
+    limited = status == "rate_limited"
+    reason = "limits our requests" if limited else "does not answer as it should"
+
+    return Unfinished(
+        job,
+        status,
+        f"{host.origin} {reason}; it is left for the next run",
+        transient=True,
+        may_have_moved=not limited,
+    )

@@ -1,18 +1,18 @@
-"""What is asked of the owner of a host, and what comes back. Values that cross process borders."""
+"""Jobs for a host's fetcher, and their results: values that are sent between processes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from datasets.repos.coverage import Coverage
-from datasets.repos.raw_records import Receipt
+from datasets.repos.coverage import RecordCoverage
+from datasets.repos.staging import StagingReceipt
 from datasets.repos.state import Identity
 
 
 @dataclass(frozen=True)
 class Resolve:
-    """Find a DID's identity from the document at `url`, on the host with this `origin`."""
+    """Resolve a DID from the document at `url`, on the host with this `origin`."""
 
     did: str
     origin: str
@@ -21,13 +21,13 @@ class Resolve:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Fetch and stage the records that `coverage` wants, unless the repository is at `known_rev` still.
+    """Fetch and stage the records in `coverage`, unless the repository is still at `known_rev`.
 
-    `replaces` names the flush whose files hold the repository now, None where the lake has nothing of it.
+    `replaces` is the batch whose files hold the repository now, None if the lake does not have it.
     """
 
     identity: Identity
-    coverage: Coverage
+    coverage: RecordCoverage
     known_rev: str | None = None
     replaces: str | None = None
 
@@ -41,8 +41,8 @@ class Fetch:
 
 
 @dataclass(frozen=True)
-class List:
-    """Ask a host for a page of its repositories."""
+class ListRepos:
+    """Request a page of a host's list of repositories."""
 
     origin: str
     cursor: str | None = None
@@ -52,7 +52,7 @@ class List:
         return ""
 
 
-Job = Resolve | Fetch | List
+Job = Resolve | Fetch | ListRepos
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,22 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Unchanged:
+    """The repository is still at the revision that the lake holds."""
+
     job: Fetch
 
 
 @dataclass(frozen=True)
 class Staged:
-    """Repositories whose rows are on durable storage, and the size of these rows."""
+    """Repositories whose rows are on durable storage, and the number of these rows."""
 
-    receipt: Receipt
+    receipt: StagingReceipt
     rows: int
 
 
 @dataclass(frozen=True)
 class ListedRepo:
-    """One line of listRepos; `status` is why the host does not serve it, None where it does."""
+    """An entry of listRepos. `status` is why the host does not serve it, None if it does."""
 
     did: str
     rev: str
@@ -84,25 +86,27 @@ class ListedRepo:
 
 
 @dataclass(frozen=True)
-class Listed:
-    job: List
+class RepoPage:
+    """A page of listRepos. `cursor` requests the next page; it is None on the last."""
+
+    job: ListRepos
     repos: Sequence[ListedRepo]
     cursor: str | None
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A job that came to nothing: the status and the reason for the user's row.
+    """A job without success: status and reason for the user's row.
 
-    `passing`: the same may succeed another day. `may_have_moved`: another host, or another key,
-    might give another answer.
+    `transient`: it may succeed in a later run. `may_have_moved`: another host, or another key, may
+    give another answer.
     """
 
     job: Job
     status: str
     error: str
-    passing: bool = False
+    transient: bool = False
     may_have_moved: bool = False
 
 
-Outcome = Resolved | Unchanged | Staged | Listed | Unfinished
+JobResult = Resolved | Unchanged | Staged | RepoPage | Unfinished

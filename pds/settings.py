@@ -1,4 +1,4 @@
-"""What a sync is allowed to take, of hosts and of this machine."""
+"""Limits of a sync: on hosts, and on this machine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,26 @@ PLC_DIRECTORY = "https://plc.directory"
 
 @dataclass(frozen=True)
 class PdsSettings:
-    """The table `[pds]` of the config file. Per host: `host_qps` requests a second, `in_flight` requests at a time.
+    """The table `[pds]` of the configuration file.
 
-    A request that fails is tried `attempts` times, at first `retry_seconds` apart and then longer.
-    A download may have `max_repo_bytes`, `request_seconds` of waiting for the host in all,
-    `read_seconds` for each piece, and after `slow_seconds` must have had `slow_bytes` a second.
-    `spool_bytes` of downloads lie on disk at a time. A host that limits us without saying until when
-    rests for `limited_seconds`, one in trouble for `trouble_seconds` at first; after `patience` rests
-    without one answer between them, its users are left for the next run.
+    host_qps         requests per second to each host
+    in_flight        concurrent requests to each host
+    max_repo_bytes   a larger repository is rejected
+    connect_seconds  time limit of a connection attempt
+    read_seconds     time limit of each read
+    request_seconds  total time that one request may wait for the host
+    slow_seconds,    after the former, a download must have averaged the latter per second
+      slow_bytes
+    spool_bytes      downloads on disk at a time
+    limited_seconds  pause after a 429 that does not say for how long
+    trouble_seconds  first pause of a host that fails; later ones are longer
+    patience         pauses in a row, without an answer in between, after which a host is given up:
+                     its users are left for the next run
+    attempts         requests for one job
+    retry_seconds    wait before the first retry; later ones are longer
+    identity_hours   how long a resolved identity is cached
+    flush_rows,      staged rows are flushed to the lake at this number or at this age
+      flush_seconds
     """
 
     host_qps: float = 9.0

@@ -1,4 +1,4 @@
-"""The protocol's identifiers and datetimes, as https://atproto.com/specs has them. Pure."""
+"""Identifiers and datetimes of the protocol, as specified at https://atproto.com/specs. Pure."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ import re
 from datetime import date
 from functools import lru_cache
 
-_DID = re.compile(r"did:[a-z]+:[A-Za-z0-9._:%-]*[A-Za-z0-9._-]")
 MAX_DID = 2048
+MAX_NSID = 317
+
+_DID = re.compile(r"did:[a-z]+:[A-Za-z0-9._:%-]*[A-Za-z0-9._-]")
 _PLC = re.compile(r"did:plc:[a-z2-7]{24}")
+_TID = re.compile(r"[234567abcdefghij][234567abcdefghijklmnopqrstuvwxyz]{12}")
 _NSID = re.compile(
-    r"[a-zA-Z](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)+"
+    r"[a-zA-Z](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+    r"(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)+"
     r"(?:\.[a-zA-Z][a-zA-Z0-9]{0,62})"
 )
-MAX_NSID = 317
-_TID = re.compile(r"[234567abcdefghij][234567abcdefghijklmnopqrstuvwxyz]{12}")
-# A leap second is a second of its day.
+# Second 60 is allowed: a leap second belongs to its day.
 _DATETIME = re.compile(
-    r"(\d{4}-\d\d-\d\d)T([01]\d|2[0-3]):([0-5]\d):(?:[0-5]\d|60)(?:\.\d+)?(?:Z|([+-])([01]\d|2[0-3]):([0-5]\d))",
+    r"(\d{4}-\d\d-\d\d)T([01]\d|2[0-3]):([0-5]\d):(?:[0-5]\d|60)(?:\.\d+)?"
+    r"(?:Z|([+-])([01]\d|2[0-3]):([0-5]\d))",
     re.ASCII,
 )
-# Python's calendar begins with the year 1, the protocol's with 0. It repeats after 400 years.
-_YEARS, _DAYS = 400, 146_097
-_FIRST = date(_YEARS, 1, 1).toordinal()
+_MINUTES_PER_DAY = 24 * 60
+
+# Python's calendar begins with the year 1, the protocol's with 0. It repeats every 400 years, so
+# dates are computed 400 years later.
+_CYCLE_YEARS = 400
+_CYCLE_DAYS = 146_097
+_FIRST = date(_CYCLE_YEARS, 1, 1).toordinal()
 
 
 def is_did(text: str) -> bool:
@@ -43,34 +50,47 @@ def is_tid(text: str) -> bool:
 
 
 def utc_date(text: str) -> str | None:
-    """The day (YYYY-MM-DD) in UTC of a datetime, None where it is none that the protocol allows."""
+    """The UTC day (YYYY-MM-DD) of a datetime; None if the protocol does not allow the datetime."""
     match = _DATETIME.fullmatch(text)
-    if match is None or (day := _days(match[1])) is None:
+    if match is None:
         return None
-    _, hour, minute, sign, offset_hours, offset_minutes = match.groups()
+
+    local_day, hour, minute, sign, offset_hours, offset_minutes = match.groups()
+    days = _days(local_day)
+    if days is None:
+        return None
     if sign is None:
-        return match[1]
+        return local_day
+
     offset = int(offset_hours) * 60 + int(offset_minutes)
-    if sign == "-" and offset == 0:
-        return None
-    minutes = int(hour) * 60 + int(minute) - (offset if sign == "+" else -offset)
-    return _day(day + minutes // (24 * 60))
+    if sign == "-":
+        if offset == 0:  # the protocol does not allow -00:00
+            return None
+        offset = -offset
+
+    minutes = int(hour) * 60 + int(minute) - offset
+    return _day(days + minutes // _MINUTES_PER_DAY)
 
 
 @lru_cache(maxsize=4096)
 def _days(day: str) -> int | None:
-    """A day as the number of days since 0000-01-01, None where there is no such day."""
-    cycles, year = divmod(int(day[:4]), _YEARS)
+    """Days since 0000-01-01; None if the calendar has no such day."""
+    cycles, year = divmod(int(day[:4]), _CYCLE_YEARS)
+    month = int(day[5:7])
     try:
-        return (
-            cycles * _DAYS + date(_YEARS + year, int(day[5:7]), int(day[8:])).toordinal() - _FIRST
-        )
+        ordinal = date(_CYCLE_YEARS + year, month, int(day[8:])).toordinal()
     except ValueError:
         return None
 
+    return cycles * _CYCLE_DAYS + ordinal - _FIRST
+
 
 def _day(days: int) -> str | None:
-    cycles, rest = divmod(days, _DAYS)
+    """The inverse of `_days`; None outside the years 0 to 9999."""
+    cycles, rest = divmod(days, _CYCLE_DAYS)
     day = date.fromordinal(_FIRST + rest)
-    year = day.year - _YEARS + cycles * _YEARS
-    return f"{year:04}-{day.month:02}-{day.day:02}" if 0 <= year <= 9999 else None
+    year = day.year - _CYCLE_YEARS + cycles * _CYCLE_YEARS
+
+    if not 0 <= year <= 9999:
+        return None
+    return f"{year:04}-{day.month:02}-{day.day:02}"

@@ -1,4 +1,4 @@
-"""The three methods of a PDS that a sync needs: their URLs, and what the answers mean. Pure."""
+"""The three PDS methods that a sync needs: their URLs, and what the answers mean. Pure."""
 
 from __future__ import annotations
 
@@ -6,93 +6,121 @@ import json
 from typing import Any
 from urllib.parse import urlencode
 
-from pds.client import Answer
+from pds.client import Response
 from pds.errors import RejectedRepo
 from pds.identity import check_did
-from pds.jobs import Fetch, List, Listed, ListedRepo, Unfinished
+from pds.jobs import Fetch, ListedRepo, ListRepos, RepoPage, Unfinished
 
 PAGE = 1000
-# What a PDS says about a repository that it does not serve.
+_MESSAGE_CHARS = 300
+
+# Errors of getRepo and getLatestCommit → statuses of `pds_repos`.
 _REFUSALS = {
     "RepoNotFound": "not_found",
     "RepoTakendown": "takendown",
     "RepoSuspended": "suspended",
     "RepoDeactivated": "deactivated",
 }
-_LISTED = {
+# Statuses in listRepos → statuses of `pds_repos`.
+_LISTED_STATUSES = {
     "takendown": "takendown",
     "suspended": "suspended",
     "deactivated": "deactivated",
     "deleted": "not_found",
 }
-_MESSAGE_CHARS = 300
 
 
-def list_url(job: List) -> str:
-    query = {"limit": str(PAGE)} | ({"cursor": job.cursor} if job.cursor else {})
-    return f"{job.origin}/xrpc/com.atproto.sync.listRepos?{urlencode(query)}"
+def list_url(job: ListRepos) -> str:
+    query = {"limit": str(PAGE)}
+    if job.cursor:
+        query["cursor"] = job.cursor
+    return _url(job.origin, "listRepos", query)
 
 
 def latest_commit_url(job: Fetch) -> str:
-    return f"{job.origin}/xrpc/com.atproto.sync.getLatestCommit?{urlencode({'did': job.did})}"
+    return _url(job.origin, "getLatestCommit", {"did": job.did})
 
 
 def repo_url(job: Fetch) -> str:
-    return f"{job.origin}/xrpc/com.atproto.sync.getRepo?{urlencode({'did': job.did})}"
+    return _url(job.origin, "getRepo", {"did": job.did})
 
 
-def read_listing(job: List, answer: Answer) -> Listed:
-    """Raises RejectedRepo where the host does not list its repositories."""
-    content = _content(answer) if answer.status == 200 else None
+def _url(origin: str, method: str, query: dict[str, str]) -> str:
+    return f"{origin}/xrpc/com.atproto.sync.{method}?{urlencode(query)}"
+
+
+def read_page(job: ListRepos, response: Response) -> RepoPage:
+    """Raises RejectedRepo if the host does not list its repositories."""
+    content = _json_object(response) if response.status == 200 else None
     entries = content.get("repos") if content else None
     if content is None or not isinstance(entries, list):
         raise RejectedRepo(
             "unreachable",
-            f"{job.origin} does not list its repositories (it answered {answer.status})",
+            f"{job.origin} does not list its repositories (it answered {response.status})",
         )
-    repos = [repo for repo in map(_listed, entries) if repo is not None]
+
+    repos = [repo for repo in map(_listed_repo, entries) if repo is not None]
     cursor = content.get("cursor")
-    goes_on = isinstance(cursor, str) and entries and cursor != job.cursor
-    return Listed(job, repos, str(cursor) if goes_on else None)
+    # An empty page, or the same cursor again, would make the list endless.
+    if not isinstance(cursor, str) or not entries or cursor == job.cursor:
+        cursor = None
+    return RepoPage(job, repos, cursor)
 
 
-def latest_rev(answer: Answer) -> str | None:
-    content = _content(answer) if answer.status == 200 else None
+def latest_rev(response: Response) -> str | None:
+    content = _json_object(response) if response.status == 200 else None
     return str(content.get("rev")) if content else None
 
 
-def refusal(job: Fetch, answer: Answer) -> Unfinished | None:
-    """What the host says about a repository that it does not serve, if that is what it says."""
-    content = _content(answer) if answer.status in (400, 404) else None
-    status = _REFUSALS.get(str(content.get("error"))) if content else None
-    if content is None or status is None:
+def refusal(job: Fetch, response: Response) -> Unfinished | None:
+    """The result for a repository that the host says it does not serve; None for other answers."""
+    content = _json_object(response) if response.status in (400, 404) else None
+    if content is None:
         return None
-    return Unfinished(
-        job, status, _shown(str(content.get("message") or status)), may_have_moved=True
-    )
+
+    status = _REFUSALS.get(str(content.get("error")))
+    if status is None:
+        return None
+
+    message = str(content.get("message") or status)
+    return Unfinished(job, status, _printable(message), may_have_moved=True)
 
 
-def _shown(message: str) -> str:
-    """A stranger's words, fit for a terminal."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in message[:_MESSAGE_CHARS])
+def _printable(message: str) -> str:
+    """A message of a foreign host, safe for a terminal."""
+    chars = message[:_MESSAGE_CHARS]
+    return "".join(char if char.isprintable() else "\ufffd" for char in chars)
 
 
-def _content(answer: Answer) -> dict[str, Any] | None:
+def _json_object(response: Response) -> dict[str, Any] | None:
     try:
-        content = json.loads(answer.body)
+        content = json.loads(response.body)
     except (ValueError, RecursionError):
         return None
+
     return content if isinstance(content, dict) else None
 
 
-def _listed(entry: Any) -> ListedRepo | None:
-    """None for what is no user of ours. Whatever else a host says of a repository, it is tried."""
-    if not isinstance(entry, dict) or not isinstance(did := entry.get("did"), str):
+def _listed_repo(entry: Any) -> ListedRepo | None:
+    """None for an entry without a DID that can be resolved.
+
+    A status that is not known is ignored: the repository is then requested like any other.
+    """
+    if not isinstance(entry, dict):
+        return None
+
+    did = entry.get("did")
+    if not isinstance(did, str):
         return None
     try:
         check_did(did)
     except RejectedRepo:
         return None
-    rev, status = entry.get("rev"), entry.get("status")
-    said = _LISTED.get(status) if entry.get("active") is False and isinstance(status, str) else None
-    return ListedRepo(did, rev if isinstance(rev, str) else "", said)
+
+    rev = entry.get("rev")
+    listed_status = entry.get("status")
+    status = None
+    if entry.get("active") is False and isinstance(listed_status, str):
+        status = _LISTED_STATUSES.get(listed_status)
+
+    return ListedRepo(did, rev if isinstance(rev, str) else "", status)

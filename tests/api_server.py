@@ -197,10 +197,8 @@ class Server:
     def odd(text: str) -> web.Response | None:
         kind = "application/json"
         if text in ODD_SCORES:
-            body = (
-                '{"attributeScores": {"TOXICITY": {"summaryScore": {"value": %s}}}}'
-                % ODD_SCORES[text]
-            )  # noqa: UP031
+            value = ODD_SCORES[text]
+            body = '{"attributeScores": {"TOXICITY": {"summaryScore": {"value": ' + value + "}}}}"
             return web.Response(text=body, content_type=kind)
         match text:
             case "surrogate in a reason":

@@ -3,10 +3,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.s3_server import s3, s3_server  # noqa: F401 - fixtures
+
+if TYPE_CHECKING:
+    from tests.pds.servers import Network
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +23,15 @@ def ray_here() -> Iterator[None]:
     import ray
 
     ray.shutdown()
+
+
+@pytest.fixture
+def net() -> Iterator[Network]:
+    """A PLC directory on loopback, to which hosts can be added."""
+    from tests.pds.servers import network
+
+    with network() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

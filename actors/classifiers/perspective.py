@@ -15,6 +15,7 @@ from actors.models.backends import CommonBackend
 from actors.models.contract import LocalModel
 from actors.models.settings import ModelSettings
 from actors.remote.protocol import (
+    AskOtherwise,
     Call,
     Limits,
     MalformedError,
@@ -212,8 +213,16 @@ class Perspective:
         if unknown and len(self._attributes) > 1:
             # A server may lack some attributes. They are not requested
             # again, and stay null.
-            self._attributes.pop(unknown[1], None)
-            raise RetryableError(reason, retry_after=0.0, kind="unknown_attribute")
+            removed = self._attributes.pop(unknown[1], None)
+            if removed is None:
+                # Another request has removed it already, or it was never
+                # requested.
+                raise RetryableError(
+                    reason,
+                    retry_after=0.0,
+                    kind="unknown_attribute",
+                )
+            raise AskOtherwise(reason, kind="unknown_attribute")
 
         if status != 400:
             raise FatalError(

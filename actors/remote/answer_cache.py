@@ -11,13 +11,15 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.remote.shared_actors import kill_shared_actor, shared_actor
 from datasets import answer_store as table
 from datasets.answer_store import RunScope
+from datasets.boundary.placement import on_node
 from datasets.errors import ConfigError, FatalError
+from datasets.locking.locks import overlap
 from datasets.queues import digest
 
 # An actor of which nothing was heard for so many seconds is gone, and what it had claimed is free.
@@ -29,7 +31,6 @@ _USE_SECONDS = 3_600.0
 _SWEEP_EVERY = 10_000
 # A store that is just being ended by the last run is made anew; so often, after so many seconds each.
 _TRIES, _TRY_SECONDS = 50, 0.2
-_NAMESPACE = "label-backfill"
 
 
 @dataclass(frozen=True)
@@ -93,27 +94,28 @@ class AnswerCache:
         )
         self._connection: sqlite3.Connection | None = None
         self._claims: dict[str, tuple[str, str | None]] = {}  # key → actor, and which claim of it
-        self._actors: dict[str, tuple[float, str]] = {}  # → when it was last heard, its life
-        self._runs: dict[str, float] = {}  # → when it was last heard
-        self._left: set[str] = set()
+        self._actors: dict[
+            str, tuple[float, ClientId]
+        ] = {}  # → when it was last heard, and as whom
+        self._runs: dict[str, tuple[float, RunScope]] = {}  # → when it was last heard
+        self._over: set[str] = set()  # runs
         self._heard = clock()  # anybody
         self._committing = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
         self._puts = 0
 
-    async def join(self, run_id: str) -> None:
+    async def join(self, scope: RunScope) -> None:
         """A run begins. Raises ConfigError where answers can't be kept."""
-        self._hear(ClientId(scope=RunScope(run_id)))
+        self._hear(ClientId(scope=scope))
         _ = self._database
 
     async def leave(self, scope: RunScope, *, staged: bool) -> int:
         """A run ends: how many others still use this store. Its answers go if all its labels are `staged`."""
         if staged:
             await self._commit(table.delete_staged, scope)
-        self._runs.pop(scope.run_id, None)
-        self._left.add(scope.run_id)
+        self._end_run(scope.run_id)
         now = self._clock()
-        others = sum(now - heard <= CLAIM_SECONDS for heard in self._runs.values())
+        others = sum(now - heard <= CLAIM_SECONDS for heard, _ in self._runs.values())
         if not others and self._connection:
             async with self._committing:
                 self._connection.close()
@@ -142,7 +144,9 @@ class AnswerCache:
                     earlier.add(key)
                 if change:
                     used.append((*change, key))
-            elif self._is_free(key, client_id.actor, number):
+            elif client_id.scope.run_id not in self._over and self._is_free(
+                key, client_id.actor, number
+            ):
                 self._claims[key] = client_id.actor, number
                 mine.append(key)
         if used:
@@ -201,20 +205,37 @@ class AnswerCache:
         await self._commit(table.forget, [(key, client_id.scope.run_id) for key in keys])
 
     def _hear(self, client_id: ClientId) -> None:
-        now = self._clock()
+        now, scope = self._clock(), client_id.scope
+        self._heard = now
+        if self._end and self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
         if (
-            self._actors.get(client_id.actor, (0.0, client_id.incarnation))[1]
-            != client_id.incarnation
+            client_id.actor in self._actors
+            and self._actors[client_id.actor][1].incarnation != client_id.incarnation
         ):
             self._claims = {
                 key: claim for key, claim in self._claims.items() if claim[0] != client_id.actor
             }
-        self._actors[client_id.actor] = now, client_id.incarnation
-        self._heard = now
-        if client_id.scope.run_id not in self._left:  # an actor of it may outlive it by a moment
-            self._runs[client_id.scope.run_id] = now
-        if self._end and self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
+        self._actors[client_id.actor] = now, client_id
+        if scope.run_id in self._over:  # an actor may outlive its run by a moment
+            return
+        if scope.run_id not in self._runs:
+            # Runs lock their dates: one that had some of these was killed.
+            for other in [
+                run for run, (_, its) in self._runs.items() if overlap(its.dates, scope.dates)
+            ]:
+                self._end_run(other)
+        self._runs[scope.run_id] = now, scope
+
+    def _end_run(self, run_id: str) -> None:
+        self._runs.pop(run_id, None)
+        self._over.add(run_id)
+        actors = {
+            actor
+            for actor, (_, client_id) in self._actors.items()
+            if client_id.scope.run_id == run_id
+        }
+        self._claims = {key: claim for key, claim in self._claims.items() if claim[0] not in actors}
 
     async def _watch(self) -> None:
         while self._clock() - self._heard <= self._silent_seconds:
@@ -265,37 +286,28 @@ def answer_cache_calls(address: AnswerCacheAddress) -> Callable[..., Any]:
 
 
 def join_answer_cache(address: AnswerCacheAddress) -> None:
-    asyncio.run(answer_cache_calls(address)("join", address.scope.run_id))
+    asyncio.run(answer_cache_calls(address)("join", address.scope))
 
 
 def leave_answer_cache(address: AnswerCacheAddress, *, staged: bool) -> None:
     """`staged`: every answered post of the run has a label that is durable."""
-    import ray
-
     if not asyncio.run(answer_cache_calls(address)("leave", address.scope, staged=staged)):
-        with suppress(ValueError):  # it is gone already
-            ray.kill(ray.get_actor(address.name, namespace=_NAMESPACE))
+        kill_shared_actor(address.name)
 
 
 def _shared_answer_cache(
     address: AnswerCacheAddress, silent_seconds: float = SILENT_SECONDS
 ) -> Any:
     """On the driver's node, where the folder is sure to be."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    there = NodeAffinitySchedulingStrategy(address.node, soft=False)
-    options = {
-        "name": address.name,
-        "namespace": _NAMESPACE,
-        "get_if_exists": True,
-        "lifetime": "detached",
-    }
-    restarts = {"max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
-    store = ray.remote(AnswerCache).options(
-        num_cpus=0, scheduling_strategy=there, **options, **restarts
+    return shared_actor(
+        AnswerCache,
+        address.name,
+        address.path,
+        _end_this_actor,
+        silent_seconds,
+        scheduling_strategy=on_node(address.node),
+        max_concurrency=1000,
     )
-    return store.remote(address.path, _end_this_actor, silent_seconds)
 
 
 def _end_this_actor() -> None:

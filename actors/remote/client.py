@@ -24,6 +24,7 @@ from actors.remote.connections import Clients, read_body
 from actors.remote.protocol import (
     LONGEST_PAUSE,
     Api,
+    AskOtherwise,
     Call,
     DoubtfulRefusal,
     Limits,
@@ -214,11 +215,19 @@ class ApiClassifier:
         return dict(zip(texts, labels, strict=True))
 
     def _submit(self, request: _Request, *, again: bool = False) -> None:
-        if again:
+        if self._over is not None:
+            _fail(request, self._over)
+        elif again:
             self._queue.appendleft(request)
         else:
             self._queue.append(request)
         self._arrived.set()
+
+    def _end(self, error: BackfillError) -> None:
+        """Nothing more is asked, and whoever waits for a slot, perhaps for an hour, hears of it now."""
+        self._over = self._over or error
+        while self._queue:
+            _fail(self._queue.popleft(), self._over)
 
     async def _dispatch(self) -> None:
         """Takes requests in order; each waits for a place among those in flight and for its slot."""
@@ -227,22 +236,21 @@ class ApiClassifier:
             while not self._queue:
                 self._arrived.clear()
                 await self._arrived.wait()
-            if self._over is None:
-                while self._in_flight >= (self._limits.in_flight if self._works else 1):
-                    self._landed.clear()
-                    await self._landed.wait()
-                head = self._queue[0]
-                wanted = len(self._queue) if self._works else 1
-                try:
-                    slot = await self._slots.wait(wanted, self._api.tokens(head.texts))
-                except RetryableError as error:  # a pause that is too long to wait for
-                    self._over = error
-                except Exception as error:  # noqa: BLE001 - whoever waits for an answer must hear of it
-                    self._over = _fatal(error)
-            request = self._queue.popleft()
-            if self._over is not None:
-                _fail(request, self._over)
+            while self._in_flight >= (self._limits.in_flight if self._works else 1):
+                self._landed.clear()
+                await self._landed.wait()
+            if not self._queue:
                 continue
+            wanted = len(self._queue) if self._works else 1
+            try:
+                slot = await self._slots.wait(wanted, self._api.tokens(self._queue[0].texts))
+            except RetryableError as error:  # a pause that is too long to wait for
+                self._end(error)
+            except Exception as error:  # noqa: BLE001 - whoever waits for an answer must hear of it
+                self._end(_fatal(error))
+            if not self._queue:
+                continue
+            request = self._queue.popleft()
             self._in_flight += 1
             task = asyncio.create_task(self._send(request, slot))
             running.add(task)
@@ -261,10 +269,11 @@ class ApiClassifier:
             _fail(request, error)
         except RetryableError as error:
             counts[f"retry_{error.kind}"] += 1
+            request.tries -= isinstance(error, AskOtherwise)
             await self._again(request, error)
         except Exception as error:  # noqa: BLE001 - whoever waits for the answer must hear of it
-            self._over = _fatal(error)
-            _fail(request, self._over)
+            self._end(_fatal(error))
+            _fail(request, _fatal(error))
         finally:
             self._in_flight -= 1
             self._landed.set()
@@ -307,12 +316,15 @@ class ApiClassifier:
             slot = await self._slots.wait(1, self._api.tokens([_HARMLESS]))
             counts["calls"] += 1
             status, body = await self._post(self._api.call([_HARMLESS]), slot)
-            if status >= 300:
+            if status < 300:
+                counts.update(usage(self._api, body))
+            else:
                 try:
                     self._api.raise_for_error(status, body)
                 except RejectedPost:
-                    self._over = FatalError(refusal.otherwise)
-                    raise self._over from refusal
+                    error = FatalError(refusal.otherwise)
+                    self._end(error)
+                    raise error from refusal
             self._refusals = 0
 
     async def _post(self, call: Call, slot: Permit) -> tuple[int, bytes]:
@@ -373,8 +385,8 @@ class ApiClassifier:
         try:
             throttles = await self._slots.throttled(error.retry_after) if throttled else 0
         except Exception as broken:  # noqa: BLE001 - the limiter failed, and whoever waits must hear of it
-            self._over = _fatal(broken)
-            _fail(request, self._over)
+            self._end(_fatal(broken))
+            _fail(request, _fatal(broken))
             return
         down = self._failures >= _DOWN_FAILURES and now - self._failing_since >= _DOWN_SECONDS
         request.asked_seconds += asked
@@ -384,7 +396,7 @@ class ApiClassifier:
             error = asked_to_wait(asked)
             request.tries = self._limits.attempts
         if throttles >= _THROTTLES or down:
-            self._over = error
+            self._end(error)
         if self._over is not None or request.tries >= self._limits.attempts:
             _fail(request, error)
             return

@@ -1,4 +1,4 @@
-"""What a remote API is to us: requests, answers, errors, quota. Values only; actors/remote/client.py does the asking."""
+"""What a remote API is: requests, answers, errors, quota. Values only; client.py sends the requests."""
 
 from __future__ import annotations
 
@@ -104,6 +104,16 @@ class DoubtfulRefusal(RejectedPost):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class AskOtherwise(RetryableError):
+    """A refusal of how the request was put. It is put otherwise from now on, so this was no try of it."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message, 0.0, kind)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.message, self.kind)
 
 
 class MalformedError(RetryableError):

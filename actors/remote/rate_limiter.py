@@ -24,6 +24,7 @@ from typing import Any
 
 from actors.remote.clock import Clock
 from actors.remote.protocol import LONGEST_PAUSE, Quota
+from actors.remote.shared_actors import shared_actor
 from datasets.errors import from_os_error
 from datasets.queues import digest
 from datasets.scratch import scratch_folder
@@ -91,6 +92,7 @@ class _State:
     written: float = 0.0
     next_request: float = 0.0
     next_token: float = 0.0
+    tokens_per_minute: float = 0.0  # of the quota that `next_token` was reckoned by
     paused_until: float = 0.0
     pause_ends: float = 0.0
     pause_seconds: float = 0.0
@@ -158,14 +160,12 @@ class Limiter:
             # after it, and that one only: being late costs no slot.
             window = max(1, int(quota.requests))
             period = max(1.0, window / quota.requests)
-            known, handed_out = dict(used), len(state.counted)
-            state.counted = sorted(
-                (counts, slot)
-                for before, slot in state.counted
-                if (counts := known.get(slot, before)) is not None
-            )
-            state.next_request -= (handed_out - len(state.counted)) * spacing
-            del state.counted[: -window - int(window * HORIZON) - count]
+            state.next_request -= _count_again(state, dict(used), now, period) * spacing
+            if state.counted:
+                # Whoever had a slower quota before was told of a later time than this one has to wait for.
+                latest = max(now, *(slot for _, slot in state.counted))
+                state.next_request = min(state.next_request, latest + spacing)
+            _owe_at(state, quota, now)
             if state.next_request < now - _CATCH_UP:
                 state.next_request = now
             paused_until = now + state.paused_until - self._clock.uptime()
@@ -191,6 +191,7 @@ class Limiter:
         """A request used so many tokens more (less, if negative) than its lease said."""
         if quota.tokens_per_minute:
             with self._state() as (state, now):
+                _owe_at(state, quota, now)
                 state.next_token += (
                     tokens * 60 * (1 + MARGIN) / (quota.tokens_per_minute * state.rate)
                 )
@@ -207,9 +208,8 @@ class Limiter:
                 state.throttles += 1
                 state.throttled_at = now
             if retry_after is None:
-                retry_after = random.uniform(0.5, 1) * min(
-                    _BACKOFF_MAX, _BACKOFF * 2 ** (state.throttles - 1)
-                )  # noqa: S311
+                backoff = min(_BACKOFF_MAX, _BACKOFF * 2 ** (state.throttles - 1))
+                retry_after = backoff * random.uniform(0.5, 1)  # noqa: S311 - only for spreading
                 retry_after = 0.0 if same else retry_after
             until = self._clock.uptime() + retry_after
             if until > state.paused_until:
@@ -283,6 +283,40 @@ class Limiter:
         return replace(fresh, **{name: getattr(state, name) for name in kept})
 
 
+def _count_again(
+    state: _State, known: Mapping[float, float | None], now: float, period: float
+) -> int:
+    """Of the slots handed out, those of the last `period` seconds by what is `known` of them. How many none left in.
+
+    The latest stays. One that is told of when it was let go already has left late, and counts again. A told time is
+    in the past; another would be of another machine's clock.
+    """
+    since = now - period
+    told = {
+        slot: counts
+        for slot, counts in known.items()
+        if counts is not None and since < counts <= now + MARGIN
+    }
+    every = {**{slot: before for before, slot in state.counted}, **told}
+    counted = sorted(
+        (counts, slot)
+        for slot, before in every.items()
+        if (counts := known.get(slot, before)) is not None
+    )
+    unused = sum(slot in known and known[slot] is None for _, slot in state.counted)
+    state.counted = [entry for entry in counted if entry[0] > since] or counted[-1:]
+    return unused
+
+
+def _owe_at(state: _State, quota: Quota, now: float) -> None:
+    """Where the quota of tokens is another than before, what is owed of them takes another time."""
+    if quota.tokens_per_minute:
+        before, state.tokens_per_minute = state.tokens_per_minute, quota.tokens_per_minute
+        if before:
+            owed = max(0.0, state.next_token - now)
+            state.next_token = now + min(LONGEST_PAUSE, owed * before / quota.tokens_per_minute)
+
+
 def _answered(counts: Mapping[str, float]) -> int:
     """Calls that got an answer, though it may be a refusal."""
     return int(
@@ -292,19 +326,7 @@ def _answered(counts: Mapping[str, float]) -> int:
 
 def shared_limiter(name: str) -> Any:
     """The cluster's one actor of this name. It belongs to no run; the last one to leave it ends it."""
-    import ray
-
-    options = {
-        "name": name,
-        "namespace": "label-backfill",
-        "get_if_exists": True,
-        "lifetime": "detached",
-    }
-    return (
-        ray.remote(Limiter)
-        .options(num_cpus=0, max_restarts=-1, max_task_retries=-1, **options)
-        .remote(name)
-    )
+    return shared_actor(Limiter, name, name)
 
 
 def leave_limiter(limiter: Any, run_id: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from actors.contract import Outcome
 from actors.integrations import Integration
-from backfill.heads.hand_labels import Row, read_rows, targets_of, unused_labels, weights_of
+from backfill.heads.hand_labels import Floats, Row, read_rows, targets_of, unused_labels, weights_of
 from backfill.heads.model_card import HeldOut, Report, model_card
 from datasets.errors import ConfigError
 
@@ -32,21 +32,13 @@ def train_head(
     from actors.models.encoder import Encoder
     from actors.models.heads import save_head
     from actors.models.torch_runtime import set_up_torch
-    from actors.models.training.examples import Examples, check_examples, not_learned
+    from actors.models.training.examples import Examples
     from actors.models.training.train import train
 
     if integration.targets is None:
         raise ConfigError(f"{integration.name} has no model that could be trained")
-    notes_of_labels: list[str] = []
-    rows = [row for path in labels for row in read_rows(path, notes_of_labels.append)]
-    where = ", ".join(labels)
-    targets, weights = targets_of(integration, rows, labels), weights_of(rows, where)
-    check_examples(targets, weights, integration.groups, where)
-    notes_of_labels += unused_labels(integration, rows, where)
-    if names := not_learned(targets):
-        notes_of_labels.append(
-            f"{where}: not learnt, because all labels of them are the same: {', '.join(names)}"
-        )
+    rows, targets, weights, not_used = _read_labels(integration, labels)
+    tests = read_rows(test) if test else []
     encoder = Encoder(settings, set_up_torch(settings, dtype="float32"))
     layers = encoder.layers_at(_LAYER_SHARES)
     features = encoder.features([row["text"] for row in rows], layers=layers)
@@ -56,15 +48,11 @@ def train_head(
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_head(path, trained.head)
-    report = Report(
-        _measures(integration, targets, trained.validated, weights >= 1), notes_of_labels
-    )
+    report = Report(_measures(integration, targets, trained.validated, weights >= 1), not_used)
     held_out = None
     if test:
         held_out = HeldOut(
-            test,
-            read_rows(test),
-            evaluate_file(integration, _with_head(settings, path), test, seed),
+            test, tests, evaluate_file(integration, _with_head(settings, path), test, seed)
         )
     card = model_card(
         integration, labels, rows, path, encoder.model, trained, report, held_out, seed, notes
@@ -76,6 +64,26 @@ def train_head(
         report.rows + [(f"held out: {row[0]}", *row[1:]) for row in held_out.report.rows],
         [*report.notes, *held_out.report.notes],
     )
+
+
+def _read_labels(
+    integration: Integration, labels: Sequence[str]
+) -> tuple[Sequence[Row], Mapping[str, Floats], Floats, list[str]]:
+    """The rows of some files, their targets and weights, and what of them is not used."""
+    from actors.models.training.examples import check_examples, not_learned
+
+    not_used: list[str] = []
+    where = ", ".join(labels)
+    rows = [row for path in labels for row in read_rows(path, not_used.append)]
+    targets, weights = targets_of(integration, rows, labels), weights_of(rows, where)
+    check_examples(targets, weights, integration.groups, where)
+
+    not_used += unused_labels(integration, rows, where)
+    if names := not_learned(targets):
+        not_used.append(
+            f"{where}: not learnt, because all labels of them are the same: {', '.join(names)}"
+        )
+    return rows, targets, weights, not_used
 
 
 def _with_head(settings: Any, path: Path) -> Any:

@@ -5,14 +5,12 @@ killed goes on where it was, one that is done does nothing, and posts that the t
 itself keep its labels. Each post has one row afterwards: what the target holds in any partition, or
 has staged, is not copied, and what the source holds in several is copied from the first of them.
 
-On S3 a copy that was stopped for long may be overtaken by another. So each names its files after
-itself, asks before and after each of them whether it still holds the lock, and takes the file back
-if it does not.
+On S3 a copy that was stopped for long may be overtaken by another (backfill/overtaken.py). So each
+names its files after itself.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +26,14 @@ import pyarrow.parquet as pq
 
 from actors.integrations import Integration
 from backfill.labels.post_filter import BadFiles
+from backfill.overtaken import Writer
 from backfill.status_line import StatusLine
 from backfill.workspace import new_run_id
 from datasets import queues
-from datasets.errors import BackfillError, BadFile, ConfigError, from_os_error
+from datasets.errors import BackfillError, BadFile, ConfigError
 from datasets.labels.reading import Labels
-from datasets.lake import Lake
-from datasets.locking.locks import ALL_DATES, Lock, writing
+from datasets.lake import Lake, ensure_lake
+from datasets.locking.locks import ALL_DATES, Lock
 from datasets.posts import read_uris
 from datasets.uri_index import UriIndex, every_hash, repeated_hashes
 
@@ -69,7 +68,7 @@ def copy(
     """Every label file of an inclusive range of dates, in either tier. Raises BackfillError."""
     if not source.exists(""):
         raise ConfigError(f"there is no lake at {source.root}; check --from")
-    _make(target)
+    ensure_lake(target)
     run_id, dates = new_run_id(), (start or ALL_DATES[0], end or ALL_DATES[1])
     found = {integration.name: Copied() for integration in chosen}
     with ExitStack() as stack:
@@ -83,27 +82,10 @@ def copy(
         progress = stack.enter_context(closing(StatusLine(stream)))
         for integration in chosen:
             name = integration.name
-            work = _Copying(
-                source,
-                target,
-                integration.labels,
-                run_id,
-                locks[name],
-                bad_files,
-                found[name],
-                progress,
-            )
+            writer = Writer(target, name, run_id, locks[name])
+            work = _Copying(source, writer, integration.labels, bad_files, found[name], progress)
             work.copy(source.partitions(name, start, end))
     return found
-
-
-def _make(target: Lake) -> None:
-    if target.is_local:
-        try:
-            os.makedirs(target.root, exist_ok=True)
-        except OSError as error:
-            raise from_os_error("make", target.root, error) from error
-    target.check()
 
 
 @dataclass
@@ -111,25 +93,32 @@ class _Copying:
     """One integration's labels; a few partitions at a time."""
 
     source: Lake
-    target: Lake
+    writer: Writer
     labels: Labels
-    run_id: str
-    locks: Sequence[Lock]
     bad_files: BadFiles
     copied: Copied
     progress: StatusLine
 
     def __post_init__(self) -> None:
+        self.target = self.writer.lake
         self._counting = threading.Lock()
 
     def copy(self, days: Mapping[str, Sequence[str]]) -> None:
         """Partition date → label files of the source."""
         self.copied.staged = queues.count(self.source, "output", self.labels.integration)
+        before = {
+            path
+            for paths in self.target.partitions(self.labels.integration).values()
+            for path in paths
+        }
         again = False
         while bad := self._copy_days(days, again=again):
             # What a bad file has was left out of later partitions. Without it, they are the first.
             days = {day: [path for path in paths if path not in bad] for day, paths in days.items()}
             again = True
+        self.writer.remove_late(
+            before, lambda path: bool(_COPIED.search(path.removesuffix(".parquet")))
+        )
 
     def _copy_days(self, days: Mapping[str, Sequence[str]], *, again: bool) -> set[str]:
         """The files that turned out to be bad when they were copied."""
@@ -138,7 +127,7 @@ class _Copying:
             self.target, {_STAGED: self.target.files(self.labels.queue)}, every_hash, may_go=True
         )
         there = self.target.partitions(self.labels.integration)
-        labelled = UriIndex(self.target, there, every_hash)
+        labelled = UriIndex(self.target, there, every_hash, self.bad_files)
         found = UriIndex(self.source, days, repeated_hashes, self.bad_files)
         bad: set[str] = set()
 
@@ -193,8 +182,8 @@ class _Copying:
                 sink = pa.BufferOutputStream()
                 pq.write_table(table.filter(pa.array(fresh)), sink, compression="zstd")
                 data = sink.getvalue().to_pybytes()
-            to = _name(path, self.run_id)
-            with writing(self.target, to, self.locks):
+            to = _name(path, self.writer.run_id)
+            with self.writer.writing(to, day, uris.filter(pa.array(fresh))):
                 self.target.write_bytes(to, data)
                 _verify(self.target, to, data, count)
 
@@ -254,6 +243,7 @@ def _fresh(uris: pa.Array, known: pa.ChunkedArray) -> np.ndarray[tuple[int], np.
 def _verify(target: Lake, path: str, data: bytes, rows: int) -> None:
     back = target.read_bytes(path)
     if back != data or pq.read_metadata(pa.BufferReader(back)).num_rows != rows:
+        target.delete(path)
         raise BackfillError(
             f"{target.show(path)} reads back other bytes than were written, and was removed; "
             "check the storage, then run the same command again"

@@ -15,7 +15,8 @@ from actors.buffer import LabelBuffer
 from actors.flush_policy import FlushPolicy
 from actors.integrations import Integration
 from backfill.labels.post_filter import BadFiles, unlabelled
-from backfill.labels.run import RunResult, label_all
+from backfill.labels.result import RunResult
+from backfill.labels.run import label_all, recover
 from backfill.workspace import Workspace, new_run_id
 from datasets import queues
 from datasets.database import label_count, open_database
@@ -24,7 +25,7 @@ from datasets.errors import BadFile, ConfigError
 from datasets.labels import writing
 from datasets.lake import Lake
 from datasets.locking.locks import Lock
-from datasets.posts import Part, Selection, Sources, read_part, select
+from datasets.posts import OnBadFile, Part, Selection, Sources, raise_bad_file, read_part, select
 
 
 def run_queued(
@@ -40,7 +41,7 @@ def run_queued(
     """
     after = _before(datetime.now(UTC), since) if since is not None else None
 
-    def find(on_found: Callable[[], None]) -> Mapping[str, Selection]:
+    def select_posts(on_found: Callable[[], None]) -> Mapping[str, Selection]:
         return {
             integration.name: _queued(workspace.lake, integration, after, limit, on_found)
             for integration in chosen
@@ -59,7 +60,9 @@ def run_queued(
         "enqueued_after": after.isoformat() if after else None,
         "limit": limit,
     }
-    return label_all(workspace, chosen, find, policy, "run phase", selection, stream, remove_done)
+    return label_all(
+        workspace, chosen, select_posts, policy, "run phase", selection, stream, remove_done
+    )
 
 
 def _before(now: datetime, since: timedelta) -> datetime:
@@ -116,11 +119,17 @@ def _remove_done(
     for part in _unlabelled_of(lake, integration, segments).parts:
         left.setdefault(part.path, []).append(part)
 
+    kept: set[str] = set()
     for segment in chain.from_iterable(segments.values()):
+        if (
+            segment in kept
+        ):  # what is left of another has its name: the same posts, enqueued in the same second
+            continue
         posts = [table for part in left.get(segment, ()) for table in read_part(lake, part)]
-        queues.requeue(
+        left_in = queues.requeue(
             lake, integration.name, segment, pa.concat_tables(posts) if posts else None, ensure
         )
+        kept.update([left_in] if left_in else [])
 
 
 @dataclass(frozen=True)
@@ -160,9 +169,12 @@ def write(
             )
             moved[integration.name] = sum(waiting.values())
             lock.ensure()
-            LabelBuffer(
+            buffer = LabelBuffer(
                 workspace.lake, integration.name, run_id, workspace.database_url, policy
-            ).close()
+            )
+            buffer.close()
+            for error in buffer.skipped():
+                bad_files(error)
         database = stack.enter_context(closing(open_database(workspace.database_url)))
         for integration in chosen:
             found = nameless[integration.name] = {}
@@ -175,18 +187,26 @@ def write(
 
 
 def clear(
-    workspace: Workspace, chosen: Sequence[Integration], kinds: Sequence[queues.Kind]
+    workspace: Workspace,
+    chosen: Sequence[Integration],
+    kinds: Sequence[queues.Kind],
+    on_bad: OnBadFile = raise_bad_file,
 ) -> dict[str, int]:
-    """Deletes the segments of the queues, labelled or not; how many, by the queue's folder."""
+    """Deletes the segments of the queues, labelled or not; how many, by the queue's folder.
+
+    A flush that was cut off is finished first: half of it would stay in the lake, and posts have two rows.
+    `on_bad` is given label files that this needs and that cannot be read.
+    """
     cleared = {}
     for integration in chosen:
         name, run_id = integration.name, new_run_id()
-        with (
-            Lock(workspace.lake, name, "run", run_id) as run,
-            Lock(workspace.lake, name, "buffer", run_id, 60.0) as buffer,
-        ):
+        with ExitStack() as stack:
+            locks = [stack.enter_context(Lock(workspace.lake, name, "run", run_id))]
+            if "output" in kinds:
+                recover(workspace.lake, integration.labels, run_id, on_bad=on_bad)
+            locks.append(stack.enter_context(Lock(workspace.lake, name, "buffer", run_id, 60.0)))
 
-            def ensure(locks: Sequence[Lock] = (run, buffer)) -> None:
+            def ensure(locks: Sequence[Lock] = locks) -> None:
                 for lock in locks:
                     lock.ensure()
 

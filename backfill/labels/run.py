@@ -1,70 +1,38 @@
-"""The run: selected posts of several integrations side by side through their pools into the lake and the database."""
+"""The run: selected posts of several integrations, side by side, into the lake and the database."""
 
 from __future__ import annotations
 
 import json
-import platform
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
+from contextlib import ExitStack, suppress
 from typing import Any, TextIO
 
-from actors.batch_counts import BatchCounts
-from actors.buffer import LabelBuffer
 from actors.flush_policy import FlushPolicy
-from actors.integrations import Integration, Placement
+from actors.integrations import Integration
+from backfill.labels.execution import RunExecution, error_recorded
 from backfill.labels.post_filter import BadFiles, PostFilter, find_posts, unlabelled
-from backfill.progress import Progress, Tally
+from backfill.labels.result import RunRecord, RunResult
+from backfill.progress import IntegrationProgress, Progress
 from backfill.ray_session import ray_running
 from backfill.workspace import Workspace, new_run_id
-from datasets.answer_store import RunScope, remove_answers
-from datasets.database import open_database, record_run
-from datasets.errors import BackfillError, ConfigError, RetryableError, our_error
+from datasets.answer_store import RunScope
+from datasets.errors import BackfillError, ConfigError
 from datasets.labels import writing
+from datasets.labels.reading import Labels
+from datasets.lake import Lake
 from datasets.locking.locks import ALL_DATES, Dates, Lock, live_runs
-from datasets.posts import Selection
+from datasets.posts import OnBadFile, Selection, raise_bad_file
 from datasets.queues import digest
 
-# Finds the posts of each integration: called once the integrations are locked and recovered.
-# It calls back as soon as it knows that there are some.
-Find = Callable[[Callable[[], None]], Mapping[str, Selection]]
-_STOP_SECONDS = 15.0
+# Selects the posts of each integration, by name. Called once the integrations are locked and
+# recovered. Calls its argument as soon as it knows that there are posts.
+SelectPosts = Callable[[Callable[[], None]], Mapping[str, Selection]]
 
-
-@dataclass
-class RunResult:
-    run_id: str
-    tallies: dict[str, Tally]
-    skipped: list[str] = field(default_factory=list)
-    interrupted: bool = False
-
-    @property
-    def exit_code(self) -> int:
-        """0 all labelled or rejected, 1 an integration stopped, 3 posts are left for the next run."""
-        if self.interrupted:
-            return 130
-        if any(tally.error or tally.behind for tally in self.tallies.values()):
-            return 1
-        return 3 if any(tally.failed for tally in self.tallies.values()) else 0
-
-    def as_dict(self) -> dict[str, Any]:
-        counts = {
-            name: {
-                "eligible": tally.eligible,
-                "labelled": tally.labelled,
-                "rejected": tally.rejected.total(),
-                "failed": tally.failed,
-                "seconds": round(tally.seconds, 3),
-                **({"api": tally.api} if tally.api else {}),
-            }
-            for name, tally in self.tallies.items()
-        }
-        return {"integrations": counts, "run_id": self.run_id}
+# Seconds to wait for the buffer of a killed run to end, and for another run's recovery.
+_BUFFER_SECONDS = 60.0
+_RECOVERY_SECONDS = 600.0
 
 
 def run(
@@ -74,20 +42,32 @@ def run(
     bad_files: BadFiles,
     stream: TextIO,
 ) -> RunResult:
-    """The fused run: eligible posts to labels in the lake and the database."""
+    """Labels eligible posts straight from the lake: selection, run and write phases in one."""
 
-    def find(on_found: Callable[[], None]) -> Mapping[str, Selection]:
+    def select_posts(on_found: Callable[[], None]) -> Mapping[str, Selection]:
         excluded = unlabelled(
             workspace.lake, chosen, retry_rejected=scope.retry_rejected, on_bad=bad_files
         )
         return find_posts(workspace.lake, scope, excluded, bad_files, on_found)
 
     policy = FlushPolicy(
-        workspace.config.run.flush_rows, workspace.config.run.flush_seconds,
-        replace=scope.retry_rejected, skip_bad_files=bad_files.skip,
-    )  # fmt: skip
+        workspace.config.run.flush_rows,
+        workspace.config.run.flush_seconds,
+        replace=scope.retry_rejected,
+        skip_bad_files=bad_files.skip,
+    )
     selection = {**scope.as_dict(), "integrations": [integration.name for integration in chosen]}
-    result = label_all(workspace, chosen, find, policy, "run", selection, stream, dates=scope.dates)
+    result = label_all(
+        workspace,
+        chosen,
+        select_posts,
+        policy,
+        "run",
+        selection,
+        stream,
+        dates=scope.dates,
+        on_bad=bad_files,
+    )
     result.skipped = list(dict.fromkeys(map(str, [*bad_files.skipped, *result.skipped])))
     return result
 
@@ -95,68 +75,75 @@ def run(
 def label_all(
     workspace: Workspace,
     chosen: Sequence[Integration],
-    find: Find,
+    select_posts: SelectPosts,
     policy: FlushPolicy,
     command: str,
     selection: Mapping[str, Any],
     stream: TextIO,
     after: Callable[[Mapping[str, Lock]], None] = lambda _: None,
     dates: Dates = ALL_DATES,
+    on_bad: OnBadFile = raise_bad_file,
 ) -> RunResult:
-    """Labels what `find` finds, then does `after`, while the integrations are locked for the partition dates.
+    """Labels what `select_posts` selects, with the integrations locked for the partition dates.
 
-    `after` is given the locks, by the names of the integrations.
+    `after` is called before the locks are released, with the locks by integration. `command` and
+    `selection` go into the table `runs`. `on_bad` is given label files that cannot be read.
 
-    Everything that may refuse does so before anything is touched.
+    Whatever can be refused is refused before anything is changed. Raises ConfigError.
     """
     workspace.lake.check()
     run_id = new_run_id()
-    result = RunResult(run_id, {integration.name: Tally() for integration in chosen})
-    chosen = _able(workspace, chosen, result)
-    record: dict[str, Any] = {
-        "run_id": run_id,
-        "command": command,
-        "selection": dict(selection),
-        "started_at": _now(),
-        "versions": {
-            "python": platform.python_version(),
-            "ray": version("ray"),
-            "pyarrow": version("pyarrow"),
-        },
-    }
+    result = RunResult(run_id, {integration.name: IntegrationProgress() for integration in chosen})
+    chosen = _check_settings(workspace, chosen, result)
+    scope = _run_scope(run_id, command, selection, dates)
+    record = RunRecord(workspace, run_id, command, selection)
+
     with ExitStack() as stack:
-        locks = {
-            i.name: stack.enter_context(Lock(workspace.lake, i.name, "run", run_id, dates=dates))
-            for i in chosen
-        }
+        locks: dict[str, Lock] = {}
         for integration in chosen:
-            _recover(workspace, integration, run_id, dates)
-        progress = stack.enter_context(Progress(stream, result.tallies))
-        _note_run(workspace, record, progress)
+            lock = Lock(workspace.lake, integration.name, "run", run_id, dates=dates)
+            locks[integration.name] = stack.enter_context(lock)
+        for integration in chosen:
+            recover(workspace.lake, integration.labels, run_id, dates, on_bad)
+
+        progress = stack.enter_context(Progress(stream, result.integrations))
+        record.start(progress)
+        execution = RunExecution(workspace, policy, result, progress, scope)
         try:
-            _label_found(
-                workspace,
-                chosen,
-                find,
-                policy,
-                result,
-                progress,
-                _scope(run_id, command, selection, dates),
-            )
+            _label_selected(workspace, chosen, select_posts, execution)
             after(locks)
         except Exception:
             with suppress(BackfillError):
-                _note_run(workspace, record, progress, _counts(result), 1)
+                record.finish(result.counts(), 1)
             raise
-        with suppress(
-            *([BackfillError] if result.exit_code else [])
-        ):  # the first error is the one to tell
-            _note_run(workspace, record, progress, _counts(result), result.exit_code)
+
+        # An error of the run itself is the one to report, not one of recording it.
+        with suppress(*([BackfillError] if result.exit_code else [])):
+            record.finish(result.counts(), result.exit_code)
     return result
 
 
-def _scope(run_id: str, command: str, selection: Mapping[str, Any], dates: Dates) -> RunScope:
-    """What the run's answers are for; runs whose selections differ in their dates only are of one kind."""
+def _check_settings(
+    workspace: Workspace, chosen: Sequence[Integration], result: RunResult
+) -> list[Integration]:
+    """The integrations that can run as they are configured. Raises ConfigError if none can."""
+    runnable = []
+    for integration in chosen:
+        with error_recorded(result.integrations[integration.name]):
+            integration.check_settings(workspace.config.settings(integration))
+            runnable.append(integration)
+
+    if not runnable:
+        errors = [progress.error or "" for progress in result.integrations.values()]
+        raise ConfigError("; ".join(errors))
+    return runnable
+
+
+def _run_scope(run_id: str, command: str, selection: Mapping[str, Any], dates: Dates) -> RunScope:
+    """Which answers of the cache the run may use.
+
+    Runs whose selections differ only in their dates or integrations are of the same kind.
+    """
     rest = {
         name: value
         for name, value in selection.items()
@@ -172,241 +159,49 @@ def _scope(run_id: str, command: str, selection: Mapping[str, Any], dates: Dates
     )
 
 
-def _recover(workspace: Workspace, integration: Integration, run_id: str, dates: Dates) -> None:
-    """Before posts are looked for, so that what it moves is found. The buffer of a killed run has to end first."""
-    lake, name = workspace.lake, integration.name
-    with (
-        Lock(lake, name, "buffer", run_id, 60.0, dates),
-        Lock(lake, name, "recover", run_id, 600.0) as recovery,
-    ):
-        writing.recover(
-            lake, integration.labels, live_runs(lake, name, besides=run_id), recovery.ensure
-        )
-
-
-def _note_run(
-    workspace: Workspace,
-    record: Mapping[str, Any],
-    progress: Progress,
-    counts: Mapping[str, Any] | None = None,
-    exit_code: int | None = None,
+def recover(
+    lake: Lake,
+    labels: Labels,
+    run_id: str,
+    dates: Dates = ALL_DATES,
+    on_bad: OnBadFile = raise_bad_file,
 ) -> None:
-    """A row of `runs`, by a connection for it alone. A database that does not answer costs the row, not the run."""
-    done = (
-        {"finished_at": _now(), "counts": dict(counts), "exit_code": exit_code}
-        if counts is not None
-        else {}
-    )
-    try:
-        with closing(open_database(workspace.database_url)) as database:
-            record_run(database, {**record, **done})
-    except RetryableError as error:
-        if not done:
-            progress.say(
-                f"{error}; going on without it: the lake has the labels, and it will catch up"
-            )
+    """Completes what killed runs have left, for a caller that holds the lock `run` of these dates.
+
+    Runs before posts are selected, because it moves labels. The buffer of a killed run ends first.
+    """
+    name = labels.integration
+    with (
+        Lock(lake, name, "buffer", run_id, _BUFFER_SECONDS, dates),
+        Lock(lake, name, "recover", run_id, _RECOVERY_SECONDS) as recovery,
+    ):
+        live = live_runs(lake, name, besides=run_id)
+        writing.recover(lake, labels, live, recovery.ensure, on_bad)
 
 
-def _able(
-    workspace: Workspace, chosen: Sequence[Integration], result: RunResult
-) -> list[Integration]:
-    """Those that can run as they are set. One that cannot stops nobody else; raises ConfigError if none can."""
-    able = []
-    for integration in chosen:
-        with _blamed(result.tallies[integration.name]):
-            integration.check_settings(workspace.config.settings(integration))
-            able.append(integration)
-    if not able:
-        raise ConfigError("; ".join(tally.error or "" for tally in result.tallies.values()))
-    return able
-
-
-def _label_found(
+def _label_selected(
     workspace: Workspace,
     chosen: Sequence[Integration],
-    find: Find,
-    policy: FlushPolicy,
-    result: RunResult,
-    progress: Progress,
-    scope: RunScope,
+    select_posts: SelectPosts,
+    execution: RunExecution,
 ) -> None:
-    """Ray takes seconds to start, in which posts can be selected; and nothing to label needs no Ray.
+    """Selects posts while Ray starts, which takes seconds. Without posts, Ray does not start.
 
-    Ray starts in this, the main thread: its processes are told to end with the thread that started them.
+    Ray starts in this, the main thread: its processes end with the thread that started them.
     """
-    progress.status("looking for posts to label")
-    known = threading.Event()
+    execution.progress.set_status("looking for posts to label")
+    found = threading.Event()
     with ExitStack() as stack:
         try:
             with ThreadPoolExecutor(1) as executor:
-                finding = executor.submit(find, known.set)
-                finding.add_done_callback(lambda _: known.set())
-                known.wait()
-                if not finding.done() or any(
-                    selection.total for selection in finding.result().values()
+                selecting = executor.submit(select_posts, found.set)
+                selecting.add_done_callback(lambda _: found.set())
+                found.wait()
+                if not selecting.done() or any(
+                    selection.total for selection in selecting.result().values()
                 ):
                     stack.enter_context(ray_running(workspace.ray_address, debug=workspace.debug))
-                selections = finding.result()
-            for name, selection in selections.items():
-                result.tallies[name].eligible = selection.total
-            busy = [integration for integration in chosen if selections[integration.name].total]
-            for integration in chosen:
-                if integration not in busy:
-                    _finish_leftovers(workspace, integration, policy, result, scope)
-            if busy:
-                progress.status("starting the classifiers")
-                _label_with_ray(workspace, busy, selections, policy, result, progress, scope)
+                selections = selecting.result()
+            execution.label(chosen, selections)
         except KeyboardInterrupt:
-            result.interrupted = True
-
-
-def _finish_leftovers(
-    workspace: Workspace,
-    integration: Integration,
-    policy: FlushPolicy,
-    result: RunResult,
-    scope: RunScope,
-) -> None:
-    """Nothing to label, but a killed run may have left staged labels, or the database may be behind."""
-    tally = result.tallies[integration.name]
-    with _blamed(tally):
-        buffer = LabelBuffer(
-            workspace.lake,
-            integration.name,
-            result.run_id,
-            workspace.database_url,
-            policy,
-            scope.dates,
-        )
-        tally.behind = buffer.close()
-        result.skipped += map(str, buffer.skipped())
-        remove_answers(workspace.lake, integration.name, scope)
-
-
-def _label_with_ray(
-    workspace: Workspace,
-    chosen: Sequence[Integration],
-    selections: Mapping[str, Selection],
-    policy: FlushPolicy,
-    result: RunResult,
-    progress: Progress,
-    scope: RunScope,
-) -> None:
-    import ray
-
-    from backfill.labels import pipeline
-    from backfill.labels.stalls import why_waiting
-
-    settings = {integration.name: workspace.config.settings(integration) for integration in chosen}
-    placements: dict[str, Placement] = {}
-    for integration in chosen:
-        with _blamed(result.tallies[integration.name]):
-            placements[integration.name] = integration.placement(settings[integration.name])
-    pools = pipeline.size_pools(placements, settings, workspace.config.run.api_actors)
-    works: dict[str, pipeline.Labelling] = {}
-    sessions: dict[str, pipeline.ApiSession] = {}
-    stop = threading.Event()
-
-    def label(integration: Integration) -> None:
-        name, started = integration.name, time.monotonic()
-        tally = result.tallies[name]
-
-        def count(receipt: BatchCounts) -> None:
-            tally.labelled += receipt.labelled
-            tally.rejected.update(receipt.rejected)
-            tally.retryable.update(receipt.failed)
-
-        with _blamed(tally):
-            works[name] = work = pipeline.Labelling(
-                workspace.lake, integration, settings[name], selections[name], pools[name], workspace.config.run, scope,
-                pipeline.make_buffer(workspace.lake, integration, result.run_id, workspace.database_url, policy, scope.dates),
-            )  # fmt: skip
-            if work.is_api:
-                sessions[name] = pipeline.ApiSession.open(work)
-            pipeline.label_posts(work, count, stop)
-        tally.seconds = time.monotonic() - started
-
-    progress.watch(
-        lambda name: why_waiting(sessions[name].activity(works[name]) if name in sessions else None)
-    )
-    _in_threads(label, [i for i in chosen if i.name in placements], stop, result, progress)
-    for name, work in list(works.items()):
-        tally = result.tallies[name]
-        with _blamed(tally):
-            tally.behind = ray.get(work.buffer.close.remote())
-            result.skipped += map(str, ray.get(work.buffer.skipped.remote()))
-        if name not in sessions:
-            continue
-        with _blamed(tally):
-            # What failed has no answer that was kept.
-            staged = (
-                not tally.error
-                and not result.interrupted
-                and tally.failed == tally.retryable.total()
-            )
-            tally.api = sessions[name].close(work, staged=staged)
-
-
-@contextmanager
-def _blamed(tally: Tally) -> Iterator[None]:
-    """Whatever goes wrong in the block is this integration's error, the first one being the one to tell.
-
-    It stops no other integration, and is never taken for posts that the next run could label.
-    """
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 - of Ray, of a model's code, of ours: unwrapped and told
-        tally.error = tally.error or str(our_error(error))
-
-
-def _in_threads(
-    label: Callable[[Integration], None],
-    chosen: Sequence[Integration],
-    stop: threading.Event,
-    result: RunResult,
-    progress: Progress,
-) -> None:
-    """One thread an integration: Datasets of one driver run side by side from threads."""
-    over = {integration.name: threading.Event() for integration in chosen}
-
-    def work(integration: Integration) -> None:
-        try:
-            label(integration)
-        finally:
-            over[integration.name].set()
-
-    for integration in chosen:
-        threading.Thread(
-            target=work, args=(integration,), name=integration.name, daemon=True
-        ).start()
-    try:
-        # Not `join`: after an interrupt in it, Python 3.11 takes a thread that still runs for ended.
-        for event in over.values():
-            while not event.wait(0.2):
-                pass
-    except KeyboardInterrupt:
-        result.interrupted = True
-        stop.set()
-        progress.say("stopping; what is labelled is being saved")
-        for event in over.values():
-            event.wait(_STOP_SECONDS)
-
-
-def _counts(result: RunResult) -> dict[str, Any]:
-    return {
-        name: {
-            "eligible": tally.eligible,
-            "labelled": tally.labelled,
-            "rejected": dict(tally.rejected),
-            "failed": tally.failed,
-            "retryable": dict(tally.retryable),
-            "seconds": round(tally.seconds, 3),
-            "error": tally.error,
-            "api": tally.api,
-        }
-        for name, tally in result.tallies.items()
-    }
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            execution.result.interrupted = True

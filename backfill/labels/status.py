@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.integrations import integrations
 from backfill.labels.post_filter import BadFiles
+from backfill.labels.run import recover
 from backfill.workspace import Workspace, new_run_id
 from datasets import queues
 from datasets.database import is_there, label_count, last_runs, open_database
@@ -102,6 +103,7 @@ def rebuild_database(
 ) -> dict[str, int]:
     """Fills the label tables from the lake anew; rows by integration.
 
+    Flushes that were cut off are finished first: until then, a post may have two rows in the lake.
     A table keeps the rows that it had where its rebuild does not get to its end.
     """
     workspace.lake.check()
@@ -109,7 +111,9 @@ def rebuild_database(
     with closing(open_database(workspace.database_url)) as database:
         for name, integration in integrations().items():
             told = OnFill(functools.partial(_say_rows, say, name), on_bad, on_nameless)
-            with Lock(workspace.lake, name, "run", new_run_id()):
+            run_id = new_run_id()
+            with Lock(workspace.lake, name, "run", run_id):
+                recover(workspace.lake, integration.labels, run_id, on_bad=on_bad)
                 rebuild(workspace.lake, integration.labels, database, told)
                 rows[name] = label_count(database, name)
                 say(f"{name}: {rows[name]:,} rows in the database")

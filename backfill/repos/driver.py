@@ -1,30 +1,29 @@
-"""The loop of a sync: users in, jobs to the owners of hosts, outcomes back, statuses and rows to the writer."""
+"""The loop of a sync: takes users, gives jobs to fetchers, passes their results to the writer."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from backfill.progress import format_seconds
+from backfill.repos.counts import UNCHANGED, SyncCounts
 from backfill.repos.fetchers import HostFetchers
-from backfill.repos.relocation import RelocationProbe
-from backfill.repos.steps import UNCHANGED, Done, Steps
-from backfill.repos.users import EveryoneOn, Given, Invalid, User
+from backfill.repos.relocation import Decision, RelocationProbe
+from backfill.repos.user_sync import UserResult, UserSync
+from backfill.repos.users import HostUsers, InvalidLine, User, UserList
 from backfill.repos.writer import Writer
 from backfill.status_line import StatusLine
 from datasets.database import Database
-from datasets.repos.coverage import Coverage
+from datasets.repos.coverage import RecordCoverage
 from datasets.repos.state import Identity, RepoState, load_identities, load_repos, with_status
+from datasets.timestamps import iso_milliseconds, utc_now
 from pds.jobs import (
     Job,
-    List,
-    Listed,
+    JobResult,
     ListedRepo,
-    Outcome,
+    ListRepos,
+    RepoPage,
     Resolve,
     Resolved,
     Staged,
@@ -32,218 +31,209 @@ from pds.jobs import (
     Unfinished,
 )
 
-# Users under way at a time. A host that rests can have so many of them before it holds up others,
-# and it gives them back when it has rested too often.
+# Users in progress. A paused host can have this many of them before it delays other hosts; they are
+# freed when the host is given up.
 WINDOW = 50_000
-# Users whose rows are looked up at once.
+# Users whose rows are looked up at a time.
 _CHUNK = 500
 _TAKE_SECONDS = 0.5
-_RESTING_SECONDS = 5.0
-_INVALID_KEPT = 1000
-
-
-@dataclass
-class Tally:
-    """What a sync has done. `left` users are for the next run, `invalid` the first lines that are no DIDs."""
-
-    statuses: Counter[str] = field(default_factory=Counter)
-    records: Counter[str] = field(default_factory=Counter)
-    skipped: int = 0
-    unreadable_dates: int = 0
-    malformed: int = 0
-    bytes: int = 0
-    left: int = 0
-    invalid: list[Invalid] = field(default_factory=list)
-    not_listed: str | None = None
-
-    @property
-    def users(self) -> int:
-        return self.statuses.total()
-
-    def count(self, fetched: Iterable[RepoState]) -> None:
-        for repo in fetched:
-            self.statuses["ok"] += 1
-            self.records.update(repo.records)
-            self.skipped += sum(repo.skipped.values())
-            self.unreadable_dates += repo.unreadable_dates
-            self.malformed += repo.malformed
-            self.bytes += repo.bytes
+_PAUSES_SECONDS = 5.0
 
 
 class Driver:
+    """`wanted` is what the lake shall hold of each user; `identity_hours` limits the cache's age."""
+
     def __init__(
         self,
         database: Database,
-        owners: HostFetchers,
+        fetchers: HostFetchers,
         writer: Writer,
         progress: StatusLine,
-        wanted: Coverage,
+        wanted: RecordCoverage,
         plc_url: str,
         identity_hours: float,
     ) -> None:
-        self._database, self._owners, self._writer, self._progress = (
-            database,
-            owners,
-            writer,
-            progress,
-        )
-        self._wanted, self._plc_url = wanted, plc_url
+        self.counts = SyncCounts()
+        self._database = database
+        self._fetchers = fetchers
+        self._writer = writer
+        self._progress = progress
+        self._wanted = wanted
+        self._plc_url = plc_url
         self._identity_seconds = int(identity_hours * 3600)
-        self._window: dict[str, Steps] = {}
-        self._doubts: RelocationProbe[tuple[Steps, Unfinished]] = RelocationProbe()
-        self._resting: tuple[float, str] = (0.0, "")
-        self.tally = Tally()
 
-    def run(self, source: Given | EveryoneOn) -> None:
+        self._users: dict[str, UserSync] = {}
+        self._relocation: RelocationProbe[tuple[UserSync, Unfinished]] = RelocationProbe()
+        self._pauses_text = ""
+        self._pauses_read = 0.0
+
+    def run(self, source: UserList | HostUsers) -> None:
+        """Returns when every user of `source` has a result."""
         while True:
             self._refill(source)
-            if not self._window and source.done:
+            if not self._users and source.done:
                 return
-            for outcome in self._owners.take(_TAKE_SECONDS):
-                self._handle(outcome, source)
-            self._writer.write_due()
-            self._progress.show(self._line())
 
-    def _refill(self, source: Given | EveryoneOn) -> None:
-        if job := source.ask():
-            self._owners.submit([job])
-        while len(self._window) + _CHUNK <= WINDOW:
+            for result in self._fetchers.take(_TAKE_SECONDS):
+                self._handle(result, source)
+
+            self._writer.write_due()
+            self._progress.show(self._status())
+
+    def _refill(self, source: UserList | HostUsers) -> None:
+        if job := source.next_job():
+            self._fetchers.submit([job])
+
+        while len(self._users) + _CHUNK <= WINDOW:
             some = source.take(_CHUNK)
             if not some:
                 return
-            self._begin(some, source.host if isinstance(source, EveryoneOn) else None)
+            self._begin(some, source.host)
 
-    def _begin(self, some: Sequence[User | Invalid | ListedRepo], listing: str | None) -> None:
+    def _begin(
+        self, some: Sequence[User | InvalidLine | ListedRepo], listing_host: str | None
+    ) -> None:
+        users: dict[str, User | ListedRepo] = {}
         for entry in some:
-            if isinstance(entry, Invalid):
-                self._refuse(entry)
-        # A user who is named twice is one user, as long as he is under way or his rows wait.
-        entries = {
-            entry.did: entry
-            for entry in some
-            if not isinstance(entry, Invalid)
-            and entry.did not in self._window
-            and entry.did not in self._writer.staged
-        }
-        states = load_repos(self._database, entries)
-        identities = load_identities(
-            self._database, entries, int(time.time()), self._identity_seconds
-        )
+            if isinstance(entry, InvalidLine):
+                self._reject(entry)
+            elif not self._is_in_progress(entry.did):
+                users[entry.did] = entry
+
+        states = load_repos(self._database, users)
+        now = int(time.time())
+        identities = load_identities(self._database, users, now, self._identity_seconds)
+
         jobs: list[Job] = []
-        for did, entry in entries.items():
-            listed = entry if isinstance(entry, ListedRepo) else None
-            steps = Steps(
+        for did, entry in users.items():
+            user = UserSync(
                 did,
                 self._wanted,
                 self._plc_url,
-                states.get(did),
-                identities.get(did),
-                listed,
-                listing,
+                before=states.get(did),
+                identity=identities.get(did),
+                listed=entry if isinstance(entry, ListedRepo) else None,
+                listing_host=listing_host,
             )
-            self._window[did] = steps
-            jobs += self._go_on(steps, steps.begin())
-        self._owners.submit(jobs)
+            self._users[did] = user
+            jobs += self._next(user, user.begin())
 
-    def _refuse(self, line: Invalid) -> None:
-        if len(self.tally.invalid) < _INVALID_KEPT:
-            self.tally.invalid.append(line)
-        self.tally.statuses["invalid_did"] += 1
-        self._writer.state(RepoState(line.did, "invalid_did", error=line.reason, synced_at=_now()))
+        self._fetchers.submit(jobs)
 
-    def _handle(self, outcome: Outcome, source: Given | EveryoneOn) -> None:
-        match outcome:
+    def _is_in_progress(self, did: str) -> bool:
+        """A user who is named again is skipped until the rows of the first time are in the lake."""
+        return did in self._users or did in self._writer.staged
+
+    def _reject(self, line: InvalidLine) -> None:
+        self.counts.add_invalid(line)
+        state = RepoState(line.did, "invalid_did", error=line.reason, synced_at=_now())
+        self._writer.add_state(state)
+
+    def _handle(self, result: JobResult, source: UserList | HostUsers) -> None:
+        match result:
             case Staged():
-                self._stage(outcome)
-            case Resolved(job, identity):
-                self._writer.identity(identity)
-                steps = self._window[job.did]
-                self._answer_doubt(steps, identity)
-                self._owners.submit(self._go_on(steps, steps.resolved(identity)))
+                self._on_staged(result)
+            case Resolved():
+                self._on_resolved(result)
             case Unchanged(job):
-                self._finish(self._window[job.did], Done(UNCHANGED))
-            case Listed() if isinstance(source, EveryoneOn):
-                source.listed(outcome)
-            case Unfinished(List()) if isinstance(source, EveryoneOn):
-                source.ended()
-                self.tally.not_listed = outcome.error
+                self._finish(self._users[job.did], UserResult(UNCHANGED))
+            case RepoPage() if isinstance(source, HostUsers):
+                source.add_page(result)
+            case Unfinished(ListRepos()) if isinstance(source, HostUsers):
+                source.stop()
+                self.counts.not_listed = result.error
             case Unfinished():
-                self._leave(self._window[outcome.job.did], outcome)
+                self._on_unfinished(self._users[result.job.did], result)
 
-    def _leave(self, steps: Steps, left: Unfinished) -> None:
-        if isinstance(left.job, Resolve):
-            self._answer_doubt(steps, None)
-        elif left.passing and steps.doubts(left):
-            ask = self._doubts.ask(left.job.origin, (steps, left))
-            if ask is None:
-                return
-            if not ask:
-                steps.asked_again = True
-        self._owners.submit(self._go_on(steps, steps.left(left)))
-
-    def _answer_doubt(self, steps: Steps, identity: Identity | None) -> None:
-        """Tells what has become of a user of a host that does not answer, and goes on with those who waited for it."""
-        if steps.refused is None or not steps.refused.passing:
-            return
-        host = steps.refused.job.origin
-        ask, held = self._doubts.answered(
-            host, moved=identity is not None and identity.host != host
-        )
-        jobs: list[Job] = []
-        for other, left in held:
-            other.asked_again = not ask
-            jobs += self._go_on(other, other.left(left))
-        self._owners.submit(jobs)
-
-    def _stage(self, staged: Staged) -> None:
-        self._writer.receipt(staged.receipt, staged.rows)
+    def _on_staged(self, staged: Staged) -> None:
+        self._writer.add_receipt(staged.receipt, staged.rows)
         for repo in staged.receipt.repos:
-            del self._window[repo.did]
-        self.tally.count(staged.receipt.repos)
+            del self._users[repo.did]
+        self.counts.add_fetched(staged.receipt.repos)
 
-    def _go_on(self, steps: Steps, step: Job | Done) -> list[Job]:
-        if isinstance(step, Done):
-            self._finish(steps, step)
+    def _on_resolved(self, resolved: Resolved) -> None:
+        identity = resolved.identity
+        self._writer.add_identity(identity)
+
+        user = self._users[resolved.job.did]
+        self._record_relocation(user, identity)
+        self._fetchers.submit(self._next(user, user.resolved(identity)))
+
+    def _on_unfinished(self, user: UserSync, failure: Unfinished) -> None:
+        if isinstance(failure.job, Resolve):
+            self._record_relocation(user, None)
+        elif failure.transient and user.may_have_moved(failure):
+            decision = self._relocation.decide(failure.job.origin, (user, failure))
+            if decision is Decision.WAIT:
+                return
+            if decision is Decision.DO_NOT_RESOLVE:
+                user.resolved_again = True
+
+        self._fetchers.submit(self._next(user, user.unfinished(failure)))
+
+    def _record_relocation(self, user: UserSync, identity: Identity | None) -> None:
+        """Records where a user of an unresponsive host is now, and continues with those who waited.
+
+        `identity` is None if the user could not be resolved.
+        """
+        if user.first_failure is None or not user.first_failure.transient:
+            return
+
+        host = user.first_failure.job.origin
+        moved = identity is not None and identity.host != host
+        resolve, released = self._relocation.record(host, moved=moved)
+
+        jobs: list[Job] = []
+        for other, failure in released:
+            other.resolved_again = not resolve
+            jobs += self._next(other, other.unfinished(failure))
+        self._fetchers.submit(jobs)
+
+    def _next(self, user: UserSync, step: Job | UserResult) -> list[Job]:
+        """The user's next job, if there is one."""
+        if isinstance(step, UserResult):
+            self._finish(user, step)
             return []
         return [step]
 
-    def _finish(self, steps: Steps, done: Done) -> None:
-        del self._window[steps.did]
-        self.tally.statuses[done.status] += 1
-        self.tally.left += done.passing
-        before = steps.before or RepoState(steps.did)
-        if done.status != UNCHANGED:
-            known = _of(steps.identity)
-            self._writer.state(
-                with_status(replace(before, **known), done.status, done.error, _now())
-            )
-        elif before.status != "ok":
-            self._writer.state(with_status(before, "ok", None, _now()))
+    def _finish(self, user: UserSync, result: UserResult) -> None:
+        del self._users[user.did]
+        self.counts.statuses[result.status] += 1
+        self.counts.unfinished += result.transient
 
-    def _line(self) -> str:
+        state = user.before or RepoState(user.did)
+        if result.status != UNCHANGED:
+            if user.identity:
+                state = replace(state, host=user.identity.host, handle=user.identity.handle)
+            self._writer.add_state(with_status(state, result.status, result.error, _now()))
+        elif state.status != "ok":
+            self._writer.add_state(with_status(state, "ok", None, _now()))
+
+    def _status(self) -> str:
         now = time.monotonic()
-        if now - self._resting[0] >= _RESTING_SECONDS:
-            self._resting = now, _resting(self._owners.resting())
-        tally = self.tally
-        others = tally.users - tally.statuses["ok"] - tally.statuses[UNCHANGED]
+        if now - self._pauses_read >= _PAUSES_SECONDS:
+            self._pauses_read = now
+            self._pauses_text = _pauses(self._fetchers.paused_hosts())
+
+        counts = self.counts
+        others = counts.users - counts.fetched - counts.unchanged
         return (
-            f"{tally.users:,} users: {tally.statuses['ok']:,} fetched, {tally.statuses[UNCHANGED]:,} unchanged, "
-            f"{others:,} not; {tally.records.total():,} records{self._resting[1]}"
+            f"{counts.users:,} users: {counts.fetched:,} fetched, "
+            f"{counts.unchanged:,} unchanged, {others:,} not; "
+            f"{counts.records.total():,} records{self._pauses_text}"
         )
 
 
-def _of(identity: Identity | None) -> dict[str, Any]:
-    return {"host": identity.host, "handle": identity.handle} if identity else {}
-
-
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return iso_milliseconds(utc_now())
 
 
-def _resting(hosts: Mapping[str, float]) -> str:
-    """Nothing where no host rests."""
+def _pauses(hosts: Mapping[str, float]) -> str:
+    """Names the host whose pause ends first; "" if no host is paused."""
     if not hosts:
         return ""
+
     first = min(hosts, key=lambda origin: hosts[origin])
-    others = f" and {len(hosts) - 1} more rest" if len(hosts) > 1 else " rests"
-    return f"; {first.rpartition('/')[2]}{others}, for {format_seconds(hosts[first])}"
+    name = first.rpartition("/")[2]
+    others = f" and {len(hosts) - 1} more are" if len(hosts) > 1 else " is"
+    return f"; {name}{others} paused, for {format_seconds(hosts[first])}"

@@ -1,4 +1,4 @@
-"""The owners of hosts, as actors: which host goes to which, and the talk with them."""
+"""The fetchers of hosts, as Ray actors: which host belongs to which, and calls to them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
-from datasets.errors import BackfillError, ConfigError, RetryableError
+from datasets.boundary.placement import on_node
+from datasets.errors import ConfigError, RetryableError, find_our_error
 from datasets.lake import Lake
 from pds.fetcher import HostFetcher
-from pds.jobs import Job, Outcome
+from pds.jobs import Job, JobResult
 from pds.settings import PdsSettings
 
-# An owner is one process that mostly waits. So many CPUs keep up with what it fetches.
-_CPUS_PER_OWNER = 8
-# Between two of its answers an owner may be busy, but not this long.
+# A fetcher is one process that mostly waits. This many CPUs decode what it downloads.
+_CPUS_PER_FETCHER = 8
+# How long a call of an actor's `take` waits for results.
 _TAKE_SECONDS = 5.0
 
 
 class HostFetchers:
-    """Ray must have been started. A host is always the same owner's."""
+    """Needs a running Ray. A host always belongs to the same fetcher.
+
+    `trusted` are origins that the user named. `spool` is the folder for downloads on each node.
+    """
 
     def __init__(
         self,
@@ -33,10 +37,10 @@ class HostFetchers:
     ) -> None:
         import ray
 
-        actor = ray.remote(HostFetcher)
         self._ray = ray
+        actor = ray.remote(HostFetcher)
         self._actors = [
-            actor.options(num_cpus=0, max_restarts=0, scheduling_strategy=_on(node)).remote(
+            actor.options(num_cpus=0, max_restarts=0, scheduling_strategy=on_node(node)).remote(
                 settings,
                 tuple(trusted),
                 insecure=insecure,
@@ -44,35 +48,43 @@ class HostFetchers:
                 run_id=run_id,
                 spool_folder=f"{spool}/{number}",
             )
-            for number, node in enumerate(_places())
+            for number, node in enumerate(_fetcher_nodes())
         ]
-        self._waiting = {
-            self._actors[n].take.remote(_TAKE_SECONDS): n for n in range(len(self._actors))
+        self._pending = {
+            actor.take.remote(_TAKE_SECONDS): number for number, actor in enumerate(self._actors)
         }
 
     def submit(self, jobs: Iterable[Job]) -> None:
-        parts: dict[int, list[Job]] = {}
+        by_fetcher: dict[int, list[Job]] = {}
         for job in jobs:
-            parts.setdefault(zlib.crc32(job.origin.encode()) % len(self._actors), []).append(job)
-        for number, part in parts.items():
-            self._actors[number].submit.remote(part)
+            number = zlib.crc32(job.origin.encode()) % len(self._actors)
+            by_fetcher.setdefault(number, []).append(job)
 
-    def take(self, seconds: float) -> list[Outcome]:
-        """What has come of jobs; nothing if `seconds` bring no news. Raises what has broken an owner."""
-        ready, _ = self._ray.wait(list(self._waiting), num_returns=len(self._waiting), timeout=0)
+        for number, its_jobs in by_fetcher.items():
+            self._actors[number].submit.remote(its_jobs)
+
+    def take(self, seconds: float) -> list[JobResult]:
+        """New results; [] if there are none within `seconds`.
+
+        Raises the error that stopped a fetcher, if one did.
+        """
+        ready, _ = self._ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
         if not ready:
-            ready, _ = self._ray.wait(list(self._waiting), num_returns=1, timeout=seconds)
-        outcomes: list[Outcome] = []
-        for reference in ready:
-            number = self._waiting.pop(reference)
-            outcomes += self._get(reference)
-            self._waiting[self._actors[number].take.remote(_TAKE_SECONDS)] = number
-        return outcomes
+            ready, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=seconds)
 
-    def resting(self) -> dict[str, float]:
-        """Hosts with work that rest now, and for how many seconds yet."""
-        answers = [self._get(actor.resting.remote()) for actor in self._actors]
-        return {origin: seconds for answer in answers for origin, seconds in answer.items()}
+        results: list[JobResult] = []
+        for reference in ready:
+            number = self._pending.pop(reference)
+            results += self._get(reference)
+            self._pending[self._actors[number].take.remote(_TAKE_SECONDS)] = number
+        return results
+
+    def paused_hosts(self) -> dict[str, float]:
+        """Origins of hosts that have jobs and are paused, and the seconds until the pause ends."""
+        found: dict[str, float] = {}
+        for reference in [actor.paused_hosts.remote() for actor in self._actors]:
+            found.update(self._get(reference))
+        return found
 
     def close(self) -> None:
         for actor in self._actors:
@@ -82,36 +94,34 @@ class HostFetchers:
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
+            if ours := find_our_error(error):
+                raise ours from None
+
             cause = error.cause
-            if isinstance(cause, BackfillError):
-                raise cause from None
-            reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+            name = type(cause).__name__
+            reason = (str(cause).splitlines() or [name])[0]
             raise ConfigError(
-                f"asking hosts failed ({type(cause).__name__}: {reason}); run it with --debug"
+                f"fetching stopped ({name}: {reason}); run it with --debug"
             ) from error
         except self._ray.exceptions.RayActorError as error:
             raise RetryableError(
-                "the process that asks hosts has died, perhaps for want of memory; run the same command again"
+                "the process that fetches repositories died, perhaps for lack of memory; "
+                "run the same command again"
             ) from error
 
 
-def _places() -> list[str]:
-    """The node of each owner. Its decoders run there too, so it has to have a CPU."""
+def _fetcher_nodes() -> list[str]:
+    """The node id of each fetcher. It decodes on its own node, which therefore needs a CPU."""
     import ray
 
-    places: list[str] = []
+    nodes: list[str] = []
     for node in ray.nodes():
         cpus = int(node["Resources"].get("CPU", 0)) if node["Alive"] else 0
         if cpus:
-            places += [node["NodeID"]] * max(1, cpus // _CPUS_PER_OWNER)
-    if not places:
+            nodes += [node["NodeID"]] * max(1, cpus // _CPUS_PER_FETCHER)
+
+    if not nodes:
         raise ConfigError(
             "Ray has no CPU here; start it with at least one, or leave --ray-address out"
         )
-    return places
-
-
-def _on(node: str) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    return nodes

@@ -1,19 +1,18 @@
-"""`preprocess`: new raw posts and replies → `preprocessed_posts`, from which runs choose.
+"""`preprocess`: from new raw posts and replies to `preprocessed_posts`, from which runs select.
 
-A post goes under the date of its `created_at`, and is left out where its text is blank or its URI
-is in that partition already. Running it again adds nothing, and after a kill the rest. It adds
-only: a post that was deleted from its repository stays among the preprocessed ones. On S3, one that
-was stopped for long and overtaken by another takes back what it was writing.
+A post goes to the partition of its `created_at` date. It is left out if its text is blank or if
+that partition already has its URI. Running it again adds nothing, or completes a killed run.
+It never removes: a post that was deleted from its repository stays among the preprocessed posts.
+
+On S3, a run that was suspended for long may be overtaken by another (backfill/overtaken.py).
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TextIO
 
 import numpy as np
@@ -22,34 +21,36 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from backfill.labels.post_filter import BadFiles
+from backfill.overtaken import Writer
 from backfill.status_line import StatusLine
 from backfill.workspace import Workspace, new_run_id
 from datasets.errors import BadFile, ConfigError
 from datasets.lake import POSTS, Lake, partition_date
-from datasets.locking.locks import Lock, writing
+from datasets.locking.locks import Lock
 from datasets.posts import read_uris
-from datasets.repos.raw_records import RAW
+from datasets.repos.record_schemas import RAW
 from datasets.schemas import PARTITION_DATE
+from datasets.timestamps import pipeline_day, pipeline_time, utc_now
 from pds.syntax import utc_date
 
-_KINDS = ("post", "reply")
-_READ = pa.schema([(name, pa.string()) for name in ("uri", "text", "author", "created_at")])
+_RECORD_TYPES = ("post", "reply")
+
+
+def _strings(*names: str) -> pa.Schema:
+    return pa.schema([(name, pa.string()) for name in names])
+
+
+_READ = _strings("uri", "text", "author", "created_at")
 _OPTIONAL = ("author", "created_at")
-_WRITTEN = pa.schema(
-    [
-        (name, pa.string())
-        for name in ("uri", "text", "preprocessing_timestamp", "author", "created_at")
-    ]
-)
-# Rows in memory before they are written: the size of the larger files.
+_WRITTEN = _strings("uri", "text", "preprocessing_timestamp", "author", "created_at")
+
+# Rows in memory before they are written, which is the size of the larger files.
 _PENDING_ROWS = 200_000
-# The group's own form of a time, in files that others wrote.
-_PIPELINE_TIME = re.compile(r"(\d{4}-\d\d-\d\d)-\d\d:\d\d:\d\d")
 
 
 @dataclass
 class PreprocessResult:
-    """Counts of posts; `written` by partition date."""
+    """Numbers of posts. `written` is by partition date."""
 
     read: int = 0
     blank: int = 0
@@ -60,25 +61,23 @@ class PreprocessResult:
 def preprocess(
     workspace: Workspace, start: str | None, end: str | None, bad_files: BadFiles, stream: TextIO
 ) -> PreprocessResult:
-    """The raw partitions of an inclusive range of dates. Raises BackfillError."""
+    """Preprocesses the raw partitions of an inclusive range of dates. Raises BackfillError."""
     lake = workspace.lake
     if not lake.exists(RAW):
         raise ConfigError(
             f"there is nothing to preprocess: {lake.show(RAW)} does not exist; run `pds sync` first"
         )
-    files: dict[str, list[str]] = {}
-    for kind in _KINDS:
-        for day, paths in lake.partitions(f"{RAW}/{kind}", start, end).items():
-            files.setdefault(day, []).extend(paths)
+
+    files = _raw_files(lake, start, end)
     result = PreprocessResult()
-    progress = StatusLine(stream)
     run_id = new_run_id()
+    progress = StatusLine(stream)
     with Lock(lake, POSTS, "run", run_id) as lock, closing(progress):
-        for day, paths in sorted(files.items()):
-            progress.show(
-                f"{day}: {result.read:,} raw posts read, {sum(result.written.values()):,} new ones written"
-            )
-            posts = _NewPosts(lake, result, lock, f"{run_id}-{day}")
+        for day, paths in files.items():
+            written = result.written.total()
+            progress.show(f"{day}: {result.read:,} raw posts read, {written:,} new ones written")
+
+            posts = _NewPosts(Writer(lake, POSTS, run_id, [lock]), result, day, bad_files)
             for path in paths:
                 try:
                     for batch in lake.read(path, _READ, _OPTIONAL):
@@ -86,76 +85,105 @@ def preprocess(
                 except BadFile as error:
                     bad_files(error)
             posts.write()
+
     return result
 
 
-class _NewPosts:
-    """What one raw partition brings. Nearly all of it belongs to one date, a file of others' may have more."""
+def _raw_files(lake: Lake, start: str | None, end: str | None) -> dict[str, list[str]]:
+    """Partition date → files with posts and replies, by date."""
+    files: dict[str, list[str]] = {}
+    for kind in _RECORD_TYPES:
+        for day, paths in lake.partitions(f"{RAW}/{kind}", start, end).items():
+            files.setdefault(day, []).extend(paths)
+    return dict(sorted(files.items()))
 
-    def __init__(self, lake: Lake, result: PreprocessResult, lock: Lock, name: str) -> None:
-        self._lake, self._result, self._lock, self._name = lake, result, lock, name
+
+class _NewPosts:
+    """The new posts of one raw partition.
+
+    Nearly all of them have the same date; files that other tools wrote may have several.
+    """
+
+    def __init__(
+        self, writer: Writer, result: PreprocessResult, raw_day: str, bad_files: BadFiles
+    ) -> None:
+        self._writer = writer
+        self._lake = writer.lake
+        self._result = result
+        self._name = f"preprocessed-{writer.run_id}-{raw_day}"
+        self._bad_files = bad_files
         self._files = 0
         self._known: dict[str, list[pa.Array]] = {}
         self._pending: dict[str, list[pa.RecordBatch]] = {}
         self._rows = 0
 
     def add(self, batch: pa.RecordBatch, raw_day: str) -> None:
+        kept = batch.filter(pc.and_(_has_text(batch), pc.is_valid(batch["uri"])))
         self._result.read += len(batch)
-        there = pc.greater(pc.binary_length(pc.utf8_trim_whitespace(batch["text"])), 0).fill_null(
-            False
-        )
-        kept = batch.filter(pc.and_(there, pc.is_valid(batch["uri"])))
         self._result.blank += len(batch) - len(kept)
+
         for day, posts in _by_day(kept, raw_day):
-            fresh = posts.filter(pa.array(self._fresh(day, posts["uri"])))
-            self._result.repeated += len(posts) - len(fresh)
-            if len(fresh):
-                self._pending.setdefault(day, []).append(fresh)
-                self._known[day].append(fresh["uri"])
-                self._rows += len(fresh)
+            new = posts.filter(pa.array(self._is_new(day, posts["uri"])))
+            self._result.repeated += len(posts) - len(new)
+            if len(new):
+                self._pending.setdefault(day, []).append(new)
+                self._known[day].append(new["uri"])
+                self._rows += len(new)
+
         if self._rows >= _PENDING_ROWS:
             self.write()
 
-    def _fresh(self, day: str, uris: pa.Array) -> npt.NDArray[np.bool_]:
-        """The first of each URI that the partition does not have."""
+    def _is_new(self, day: str, uris: pa.Array) -> npt.NDArray[np.bool_]:
+        """True for the first occurrence of each URI that the partition does not have."""
         if day not in self._known:
-            there = self._lake.partitions(POSTS, day, day).get(day, [])
-            self._known[day] = list(read_uris(self._lake, there).chunks)
+            files = self._lake.partitions(POSTS, day, day).get(day, [])
+            self._known[day] = list(read_uris(self._lake, files, self._bad_files).chunks)
+
+        codes = uris.dictionary_encode().indices.to_numpy()
+        first_positions = np.unique(codes, return_index=True)[1]
+        new = np.zeros(len(uris), bool)
+        new[first_positions] = True
+
         known = pa.chunked_array(self._known[day], pa.string())
-        fresh = np.zeros(len(uris), bool)
-        fresh[np.unique(uris.dictionary_encode().indices.to_numpy(), return_index=True)[1]] = True
         if len(known):
-            fresh &= ~pc.is_in(uris, value_set=known).to_numpy(zero_copy_only=False)
-        return fresh
+            new &= ~pc.is_in(uris, value_set=known).to_numpy(zero_copy_only=False)
+        return new
 
     def write(self) -> None:
-        now = datetime.now(UTC).strftime("%Y-%m-%d-%H:%M:%S")
+        """Writes the pending posts, one file per date."""
+        now = pa.scalar(pipeline_time(utc_now()))
         for day, batches in self._pending.items():
             posts = pa.Table.from_batches(batches)
-            posts = posts.append_column(
-                "preprocessing_timestamp", pa.repeat(pa.scalar(now), len(posts))
-            )
+            posts = posts.append_column("preprocessing_timestamp", pa.repeat(now, len(posts)))
+
             self._files += 1
-            path = f"{POSTS}/cache/{PARTITION_DATE}={day}/preprocessed-{self._name}-{self._files}.parquet"
-            with writing(self._lake, path, [self._lock]):
+            path = f"{POSTS}/cache/{PARTITION_DATE}={day}/{self._name}-{self._files}.parquet"
+            with self._writer.writing(path, day, posts["uri"]):
                 self._lake.write_parquet(path, posts.select(_WRITTEN.names))
             self._result.written[day] += len(posts)
-        self._pending, self._rows = {}, 0
+
+        self._pending = {}
+        self._rows = 0
+
+
+def _has_text(batch: pa.RecordBatch) -> pa.Array:
+    trimmed = pc.utf8_trim_whitespace(batch["text"])
+    return pc.greater(pc.binary_length(trimmed), 0).fill_null(False)
 
 
 def _by_day(posts: pa.RecordBatch, raw_day: str) -> Iterator[tuple[str, pa.RecordBatch]]:
-    """The posts by the date of their `created_at`; one that cannot be read leaves a post where it is."""
-    days = np.array(
-        [_day(created) or raw_day for created in posts["created_at"].to_pylist()], dtype=object
-    )
+    """The posts by the date of their `created_at`; by `raw_day` if it cannot be read."""
+    created = posts["created_at"].to_pylist()
+    days = np.array([_day(text) or raw_day for text in created], dtype=object)
+
     for day in sorted(set(days.tolist())):
         yield day, posts.filter(pa.array(days == day))
 
 
 def _day(created: str | None) -> str | None:
-    """A day that can be a partition (the year 0 cannot), None where there is none."""
+    """The day, if it can be a partition date. The year 0 cannot."""
     if created is None:
         return None
-    match = _PIPELINE_TIME.fullmatch(created)
-    day = match[1] if match else utc_date(created)
+
+    day = pipeline_day(created) or utc_date(created)
     return partition_date(f"{PARTITION_DATE}={day}")

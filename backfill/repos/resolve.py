@@ -1,120 +1,134 @@
-"""`pds resolve`: where users' repositories are and what they are signed with, into the database's cache."""
+"""`pds resolve`: hosts and signing keys of users, from their DID documents into the database."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
-from backfill.repos.steps import Done, Steps
-from backfill.repos.sync import SyncOptions, make_lake, user_origin
-from backfill.repos.users import Invalid, User, check_file, read_users
+from backfill.repos.sync import SyncOptions, user_origin
+from backfill.repos.user_sync import UserResult, UserSync
+from backfill.repos.users import InvalidLine, User, check_file, read_users
 from backfill.workspace import Workspace
 from datasets.database import Database, open_database
+from datasets.lake import ensure_lake
 from datasets.repos.state import Identity, create_tables, load_identities, save_identities
 from pds.fetcher import HostFetcher
-from pds.jobs import Resolve, Resolved, Unfinished
+from pds.jobs import JobResult, Resolve, Resolved, Unfinished
 
-_CHUNK, _WINDOW = 500, 2000
+_CHUNK = 500
+_WINDOW = 2000
+_TAKE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Unresolved:
-    """A user without an identity: the status that a sync would give him, and why."""
+    """A user without an identity: the status that a sync would store, and why."""
 
     did: str
     status: str
     error: str
-    passing: bool = False
+    transient: bool = False
 
 
 OnFound = Callable[[Identity | Unresolved], None]
 
 
-@dataclass
-class _Run:
-    options: SyncOptions
-    database: Database
-    plc_url: str
-    on_found: OnFound
-    under_way: set[str] = field(default_factory=set)
-    fresh: list[Identity] = field(default_factory=list)
-    left: int = 0
-
-    def begin(self, some: list[User | Invalid]) -> list[Resolve]:
-        for line in some:
-            if isinstance(line, Invalid):
-                self.on_found(
-                    Unresolved(line.did, "invalid_did", f"line {line.line}: {line.reason}")
-                )
-        dids = dict.fromkeys(
-            user.did for user in some if isinstance(user, User) and user.did not in self.under_way
-        )
-        max_age = int(self.options.settings.identity_hours * 3600)
-        cached = load_identities(self.database, dids, int(time.time()), max_age)
-        jobs = []
-        for did in dids:
-            step = Steps(did, {}, self.plc_url, identity=None).begin()
-            if did in cached:
-                self.on_found(cached[did])
-            elif isinstance(step, Resolve):
-                self.under_way.add(did)
-                jobs.append(step)
-            elif isinstance(step, Done):
-                self.on_found(Unresolved(did, step.status, step.error or ""))
-        return jobs
-
-    def take(self, outcome: object) -> None:
-        match outcome:
-            case Resolved(job, identity):
-                self.under_way.discard(job.did)
-                self.fresh.append(identity)
-                self.on_found(identity)
-            case Unfinished(job):
-                self.under_way.discard(job.did)
-                self.left += outcome.passing
-                self.on_found(Unresolved(job.did, outcome.status, outcome.error, outcome.passing))
-        if len(self.fresh) >= _CHUNK:
-            self.save()
-
-    def save(self) -> None:
-        save_identities(self.database, self.fresh)
-        self.fresh = []
-
-
 def resolve(workspace: Workspace, options: SyncOptions, on_found: OnFound) -> int:
-    """Tells each user's identity as it is known; the number of users left for a passing reason."""
+    """Calls `on_found` for each user, as soon as the identity is known.
+
+    Returns the number of users who are left for the next run.
+    """
     plc_url = user_origin(options.plc_url, "--plc-url")
     check_file(options.dids_file)
-    make_lake(workspace.lake)
+    ensure_lake(workspace.lake)
+
     database = open_database(workspace.database_url)
     try:
         create_tables(database)
-        run = _Run(options, database, plc_url, on_found)
+        resolver = _Resolver(options, database, plc_url, on_found)
         try:
-            asyncio.run(_ask(run, read_users(options.dids, options.dids_file)))
+            asyncio.run(resolver.run(read_users(options.dids, options.dids_file)))
         finally:
-            run.save()
-        return run.left
+            resolver.save()
     finally:
         database.close()
 
+    return resolver.unfinished
 
-async def _ask(run: _Run, users: Iterator[User | Invalid]) -> None:
-    owner = HostFetcher(
-        run.options.settings, [run.plc_url], insecure=run.options.allow_insecure_hosts
-    )
-    more = True
-    try:
-        while more or run.under_way:
-            while more and len(run.under_way) < _WINDOW:
-                some = list(islice(users, _CHUNK))
-                more = len(some) == _CHUNK
-                await owner.submit(run.begin(some))
-            if run.under_way:
-                for outcome in await owner.take(1.0):
-                    run.take(outcome)
-    finally:
-        await owner.close()
+
+class _Resolver:
+    def __init__(
+        self, options: SyncOptions, database: Database, plc_url: str, on_found: OnFound
+    ) -> None:
+        self.unfinished = 0
+        self._settings = options.settings
+        self._insecure = options.allow_insecure_hosts
+        self._database = database
+        self._plc_url = plc_url
+        self._on_found = on_found
+        self._in_progress: set[str] = set()
+        self._unsaved: list[Identity] = []
+
+    async def run(self, users: Iterator[User | InvalidLine]) -> None:
+        fetcher = HostFetcher(self._settings, [self._plc_url], insecure=self._insecure)
+        more = True
+        try:
+            while more or self._in_progress:
+                while more and len(self._in_progress) < _WINDOW:
+                    some = list(islice(users, _CHUNK))
+                    more = len(some) == _CHUNK
+                    await fetcher.submit(self._begin(some))
+
+                if self._in_progress:
+                    for result in await fetcher.take(_TAKE_SECONDS):
+                        self._handle(result)
+        finally:
+            await fetcher.close()
+
+    def save(self) -> None:
+        save_identities(self._database, self._unsaved)
+        self._unsaved = []
+
+    def _begin(self, some: list[User | InvalidLine]) -> list[Resolve]:
+        """The jobs for users whose identity is not in the cache."""
+        dids: dict[str, None] = {}
+        for entry in some:
+            if isinstance(entry, InvalidLine):
+                reason = f"line {entry.line}: {entry.reason}"
+                self._on_found(Unresolved(entry.did, "invalid_did", reason))
+            elif entry.did not in self._in_progress:
+                dids[entry.did] = None
+
+        max_age = int(self._settings.identity_hours * 3600)
+        cached = load_identities(self._database, dids, int(time.time()), max_age)
+
+        jobs = []
+        for did in dids:
+            if did in cached:
+                self._on_found(cached[did])
+                continue
+
+            step = UserSync(did, {}, self._plc_url, identity=None).begin()
+            if isinstance(step, Resolve):
+                self._in_progress.add(did)
+                jobs.append(step)
+            elif isinstance(step, UserResult):
+                self._on_found(Unresolved(did, step.status, step.error or ""))
+        return jobs
+
+    def _handle(self, result: JobResult) -> None:
+        match result:
+            case Resolved(job, identity):
+                self._in_progress.discard(job.did)
+                self._unsaved.append(identity)
+                self._on_found(identity)
+            case Unfinished(job):
+                self._in_progress.discard(job.did)
+                self.unfinished += result.transient
+                self._on_found(Unresolved(job.did, result.status, result.error, result.transient))
+
+        if len(self._unsaved) >= _CHUNK:
+            self.save()

@@ -1,4 +1,4 @@
-"""`pds status`: what the database knows of users and their repositories. Changes nothing."""
+"""`pds status`: what the database knows about users and their repositories. Changes nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ from backfill.workspace import Workspace
 from datasets.boundary.secrets import redact
 from datasets.database import is_there, open_database
 from datasets.errors import ConfigError
-from datasets.repos.state import PASSING, all_repos, create_tables
+from datasets.repos.state import TRANSIENT_STATUSES, RepoState, all_repos, create_tables
+
+# Hosts and reasons in `as_dict`.
+_HOSTS = 100
+_ERRORS = 20
+# Reasons contain names and numbers. This many different ones are counted separately.
+_SEPARATE_ERRORS = 1000
+_OTHER_ERRORS = ("", "other reasons")
 
 
 @dataclass
 class PdsStatus:
-    """Counts of users, and of the records that the lake holds of them."""
+    """Users by status, host, and (status, reason); records in the lake by record type.
+
+    `bytes` is the size of all CARs, `last` the latest `synced_at`.
+    """
 
     statuses: Counter[str] = field(default_factory=Counter)
     hosts: Counter[str] = field(default_factory=Counter)
@@ -25,17 +35,36 @@ class PdsStatus:
     last: str | None = None
 
     @property
-    def left(self) -> int:
-        return sum(self.statuses[status] for status in PASSING)
+    def unfinished(self) -> int:
+        """Users who are left for the next run."""
+        return sum(self.statuses[status] for status in TRANSIENT_STATUSES)
+
+    def add(self, repo: RepoState) -> None:
+        self.statuses[repo.status] += 1
+        if repo.host:
+            self.hosts[repo.host] += 1
+
+        if repo.error:
+            error = (repo.status, repo.error)
+            if error not in self.errors and len(self.errors) >= _SEPARATE_ERRORS:
+                error = _OTHER_ERRORS
+            self.errors[error] += 1
+
+        if repo.batch:
+            self.records.update(repo.records)
+            self.bytes += repo.bytes
+
+        self.last = max(self.last or "", repo.synced_at or "") or None
 
     def as_dict(self) -> dict[str, Any]:
         errors = [
-            {"status": s, "error": e, "users": n} for (s, e), n in self.errors.most_common(_ERRORS)
+            {"status": status, "error": error, "users": users}
+            for (status, error), users in self.errors.most_common(_ERRORS)
         ]
         return {
             "users": self.statuses.total(),
             "statuses": dict(self.statuses),
-            "left": self.left,
+            "left": self.unfinished,
             "records": dict(self.records),
             "bytes": self.bytes,
             "hosts": dict(self.hosts.most_common(_HOSTS)),
@@ -44,37 +73,19 @@ class PdsStatus:
         }
 
 
-_HOSTS, _ERRORS = 100, 20
-# Reasons differ in names and numbers; so many different ones are told apart.
-_KINDS_OF_ERRORS = 1000
-_OTHERS = ("", "other reasons")
-
-
 def pds_status(workspace: Workspace) -> PdsStatus:
-    """Raises ConfigError where there is no database yet, or none is named."""
-    if workspace.database_url and not is_there(workspace.database_url):
-        raise ConfigError(
-            f"there is no database {redact(workspace.database_url)} yet; run `pds sync` first"
-        )
-    database = open_database(workspace.database_url)
+    """Raises ConfigError if there is no database yet, or none was named."""
+    url = workspace.database_url
+    if url and not is_there(url):
+        raise ConfigError(f"there is no database {redact(url)} yet; run `pds sync` first")
+
     found = PdsStatus()
+    database = open_database(url)
     try:
         create_tables(database)
         for repo in all_repos(database):
-            found.statuses[repo.status] += 1
-            if repo.host:
-                found.hosts[repo.host] += 1
-            if repo.error:
-                error = (repo.status, repo.error)
-                found.errors[
-                    error
-                    if error in found.errors or len(found.errors) < _KINDS_OF_ERRORS
-                    else _OTHERS
-                ] += 1
-            if repo.batch:
-                found.records.update(repo.records)
-                found.bytes += repo.bytes
-            found.last = max(found.last or "", repo.synced_at or "") or None
+            found.add(repo)
     finally:
         database.close()
+
     return found

@@ -1,4 +1,4 @@
-"""Which users a sync is about: a file, the command line, or everyone on a host."""
+"""The users of a sync: from a file, from the command line, or all users of a host."""
 
 from __future__ import annotations
 
@@ -10,36 +10,39 @@ from itertools import islice
 from datasets.errors import ConfigError, from_os_error
 from pds.errors import RejectedRepo
 from pds.identity import check_did
-from pds.jobs import Job, List, Listed, ListedRepo
+from pds.jobs import Job, ListedRepo, ListRepos, RepoPage
 
-# What a line of a file may have at the most; a DID has 2,048 characters.
+# Characters read of a line at a time. A DID has at most 2,048.
 _MAX_LINE = 4096
+_SHOWN_CHARS = 200
 
 
 @dataclass(frozen=True)
 class User:
-    """A DID and where it stands: the line of the file, or its number on the command line."""
+    """A DID, and the line of the file or the position on the command line that it comes from."""
 
     did: str
     line: int
 
 
 @dataclass(frozen=True)
-class Invalid:
-    """A line that is no DID of ours, and why."""
+class InvalidLine:
+    """A line that is not a DID, or not one that can be resolved, and why."""
 
     did: str
     line: int
     reason: str
 
 
-def read_users(dids: Iterable[str], dids_file: str | None) -> Iterator[User | Invalid]:
-    """Line by line: a list may be longer than memory. Blank lines and lines that begin with # are none.
+def read_users(dids: Iterable[str], dids_file: str | None) -> Iterator[User | InvalidLine]:
+    """Reads users one by one, as a file may be larger than memory.
 
-    Raises ConfigError where the file cannot be read.
+    Blank lines and lines that start with # are skipped. Raises ConfigError for a file that cannot
+    be read.
     """
     for number, did in enumerate(dids, 1):
         yield _checked(did.strip(), number)
+
     if dids_file:
         for number, line in _lines(dids_file):
             text = line.strip()
@@ -47,7 +50,22 @@ def read_users(dids: Iterable[str], dids_file: str | None) -> Iterator[User | In
                 yield _checked(text, number)
 
 
+def check_file(dids_file: str | None) -> None:
+    """Raises ConfigError if there is a file name and the file cannot be opened."""
+    if not dids_file:
+        return
+
+    try:
+        with open(dids_file, "rb"):
+            pass
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {dids_file}; check --dids-file") from None
+    except OSError as error:
+        raise from_os_error("read", dids_file, error) from error
+
+
 def _lines(path: str) -> Iterator[tuple[int, str]]:
+    """Line numbers and lines. A line that is too long comes in parts with the same number."""
     try:
         with open(path, encoding="utf-8-sig", errors="backslashreplace") as file:
             number = 1
@@ -58,70 +76,66 @@ def _lines(path: str) -> Iterator[tuple[int, str]]:
         raise from_os_error("read", path, error) from error
 
 
-def _checked(text: str, line: int) -> User | Invalid:
+def _checked(text: str, line: int) -> User | InvalidLine:
     try:
         check_did(text)
     except RejectedRepo as error:
-        return Invalid(text[:200], line, error.reason)
+        return InvalidLine(text[:_SHOWN_CHARS], line, error.reason)
+
     return User(text, line)
 
 
-def check_file(dids_file: str | None) -> None:
-    """Raises ConfigError where the file cannot be opened, before anything is done."""
-    if dids_file:
-        try:
-            with open(dids_file, "rb"):
-                pass
-        except FileNotFoundError:
-            raise ConfigError(f"there is no file {dids_file}; check --dids-file") from None
-        except OSError as error:
-            raise from_os_error("read", dids_file, error) from error
-
-
-class Given:
+class UserList:
     """Users from a file or the command line."""
 
-    def __init__(self, users: Iterator[User | Invalid]) -> None:
+    host: str | None = None
+
+    def __init__(self, users: Iterator[User | InvalidLine]) -> None:
         self._users = users
         self.done = False
 
-    def take(self, count: int) -> list[User | Invalid]:
-        """Up to so many."""
+    def take(self, count: int) -> list[User | InvalidLine]:
+        """The next users, at most `count`."""
         some = list(islice(self._users, count))
         self.done = len(some) < count
         return some
 
-    def ask(self) -> Job | None:
-        """What has to be asked for more of them."""
+    def next_job(self) -> Job | None:
+        """None: a list needs no request."""
         return None
 
 
-class EveryoneOn:
-    """Everyone whom a host lists, a page at a time."""
+class HostUsers:
+    """All users that a host lists. It is asked for the next page when the last one is used up."""
 
     def __init__(self, host: str) -> None:
         self.host = host
-        self._next: List | None = List(host)
-        self._asked = False
+        self._next_page: ListRepos | None = ListRepos(host)
+        self._requested = False
         self._repos = deque[ListedRepo]()
-
-    def take(self, count: int) -> list[ListedRepo]:
-        return [self._repos.popleft() for _ in range(min(count, len(self._repos)))]
-
-    def ask(self) -> Job | None:
-        if self._asked or self._repos or self._next is None:
-            return None
-        self._asked = True
-        return self._next
-
-    def listed(self, page: Listed) -> None:
-        self._asked = False
-        self._repos.extend(page.repos)
-        self._next = List(self.host, page.cursor) if page.cursor else None
-
-    def ended(self) -> None:
-        self._asked, self._next = False, None
 
     @property
     def done(self) -> bool:
-        return not self._asked and not self._repos and self._next is None
+        return not self._requested and not self._repos and self._next_page is None
+
+    def take(self, count: int) -> list[ListedRepo]:
+        """Users of the current page, at most `count`."""
+        return [self._repos.popleft() for _ in range(min(count, len(self._repos)))]
+
+    def next_job(self) -> Job | None:
+        """The request for the next page, if it is time for it."""
+        if self._requested or self._repos or self._next_page is None:
+            return None
+
+        self._requested = True
+        return self._next_page
+
+    def add_page(self, page: RepoPage) -> None:
+        self._requested = False
+        self._repos.extend(page.repos)
+        self._next_page = ListRepos(self.host, page.cursor) if page.cursor else None
+
+    def stop(self) -> None:
+        """No further page is requested."""
+        self._requested = False
+        self._next_page = None

@@ -1,4 +1,4 @@
-"""What a sync writes: identities and statuses every moment, staged repositories in large batches."""
+"""Writes what a sync finds: identities and statuses often, staged repositories in large batches."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from collections.abc import Callable, Sequence
 from datasets.database import Database
 from datasets.lake import Lake
 from datasets.locking.locks import Lock
-from datasets.repos.raw_records import Receipt, flush, outdated
+from datasets.repos.flush import flush, outdated
+from datasets.repos.staging import StagingReceipt
 from datasets.repos.state import Identity, RepoState, save_identities, save_repos
 from pds.settings import PdsSettings
 
-# Seconds, and rows, between two writes of statuses.
-_SAVE_SECONDS, _SAVE_ROWS = 2.0, 2000
-# Without news for so long, what is staged is flushed: only hosts that rest are left.
+# Statuses and identities are saved at this age, or at this number.
+_SAVE_SECONDS = 2.0
+_SAVE_ROWS = 2000
+# If nothing was staged for this long, only paused hosts are left, and the rest is flushed.
 _IDLE_SECONDS = 20.0
-# Staged repositories stand in one manifest, which is in memory as a whole.
+# All repositories of a flush are in one manifest, which is in memory as a whole.
 _FLUSH_REPOS = 20_000
 
 
 class Writer:
-    """Of one run. `say` is told what a flush is about, and what it leaves out."""
+    """The writer of one run. `say` receives messages for the user."""
 
     def __init__(
         self,
@@ -32,72 +34,94 @@ class Writer:
         settings: PdsSettings,
         say: Callable[[str], None],
     ) -> None:
-        self._lake, self._database, self._run_id, self._lock = lake, database, run_id, lock
+        self._lake = lake
+        self._database = database
+        self._run_id = run_id
+        self._lock = lock
         self._settings = settings
         self._say = say
+
         self._identities: list[Identity] = []
         self._states: list[RepoState] = []
-        self._receipts: list[Receipt] = []
-        self._rows = self._batches = 0
-        self._saved = self._news = time.monotonic()
-        self._oldest = 0.0
-        self.staged: set[str] = set()
-        """The users whose repositories wait for a flush."""
+        self._last_save = time.monotonic()
 
-    def identity(self, identity: Identity) -> None:
+        self._receipts: list[StagingReceipt] = []
+        self._staged_rows = 0
+        self._batches = 0
+        self._first_receipt = 0.0
+        self._last_receipt = time.monotonic()
+
+        self.staged: set[str] = set()
+        """DIDs whose repositories wait for a flush."""
+
+    def add_identity(self, identity: Identity) -> None:
         self._identities.append(identity)
 
-    def state(self, state: RepoState) -> None:
+    def add_state(self, state: RepoState) -> None:
         self._states.append(state)
 
-    def receipt(self, receipt: Receipt, rows: int) -> None:
+    def add_receipt(self, receipt: StagingReceipt, rows: int) -> None:
         now = time.monotonic()
         if not self._receipts:
-            self._oldest = now
-        self._news = now
+            self._first_receipt = now
+        self._last_receipt = now
+
         self._receipts.append(receipt)
-        self._rows += rows
+        self._staged_rows += rows
         self.staged.update(repo.did for repo in receipt.repos)
 
     def write_due(self) -> None:
+        """Saves and flushes, if it is time."""
         now = time.monotonic()
-        if (
-            now - self._saved >= _SAVE_SECONDS
-            or len(self._states) + len(self._identities) >= _SAVE_ROWS
-        ):
+        unsaved = len(self._states) + len(self._identities)
+        if now - self._last_save >= _SAVE_SECONDS or unsaved >= _SAVE_ROWS:
             self.save()
-        old = (
-            now - self._oldest >= self._settings.flush_seconds or now - self._news >= _IDLE_SECONDS
-        )
-        if self._receipts and (
-            old or self._rows >= self._settings.flush_rows or len(self.staged) >= _FLUSH_REPOS
-        ):
+
+        if self._receipts and self._is_flush_due(now):
             self.flush()
 
+    def _is_flush_due(self, now: float) -> bool:
+        return (
+            now - self._first_receipt >= self._settings.flush_seconds
+            or now - self._last_receipt >= _IDLE_SECONDS
+            or self._staged_rows >= self._settings.flush_rows
+            or len(self.staged) >= _FLUSH_REPOS
+        )
+
     def save(self) -> None:
+        """Writes identities and statuses to the database."""
         save_identities(self._database, self._identities)
         if self._states:
             with self._database.transaction():
                 save_repos(self._database, self._states)
-        self._identities, self._states = [], []
-        self._saved = time.monotonic()
+
+        self._identities = []
+        self._states = []
+        self._last_save = time.monotonic()
 
     def flush(self) -> None:
-        """Everything that is staged."""
+        """Moves everything that is staged into the lake."""
         if self._receipts:
             self._say(f"writing the records of {len(self.staged):,} users")
             self._batches += 1
             batch = f"{self._run_id}-{self._batches}"
             written = flush(self._lake, self._database, self._receipts, batch, self._lock.ensure)
-            say_outdated(self._receipts, written, self._say)
-        self._receipts, self._rows = [], 0
+            report_outdated(self._receipts, written, self._say)
+
+        self._receipts = []
+        self._staged_rows = 0
         self.staged = set()
 
 
-def say_outdated(
-    receipts: Sequence[Receipt], written: Sequence[RepoState], say: Callable[[str], None]
+def report_outdated(
+    receipts: Sequence[StagingReceipt],
+    written: Sequence[RepoState],
+    say: Callable[[str], None],
 ) -> None:
-    """Names what a flush has left out."""
-    if dids := sorted(outdated(receipts, written)):
-        others = f" and of {len(dids) - 1:,} more" if len(dids) > 1 else ""
-        say(f"left out what was fetched of {dids[0]}{others}: the lake has newer records")
+    """Tells the user which repositories a flush left out, if any."""
+    dids = sorted(outdated(receipts, written))
+    if not dids:
+        return
+
+    others = f" and {len(dids) - 1:,} more" if len(dids) > 1 else ""
+    say(f"left out the fetched records of {dids[0]}{others}: the lake has newer ones")

@@ -25,6 +25,11 @@ _SHORTEST, _SHORTEST_NUMBER = 4, 8
 _WORDS = frozenset({"true", "false", "null", "none"})
 # From this length on, a secret is found in the middle of a word too.
 _LONG = 12
+# No word before a short one, but it may be the end of an escape: \n \x1b \u201c \U0001f600 %20
+_BEFORE = (
+    r"(?:(?<![A-Za-z0-9])|(?<=\\[abfnrtv])|(?<=%[0-9A-Fa-f]{2})|(?<=\\x[0-9A-Fa-f]{2})"
+    r"|(?<=\\u[0-9A-Fa-f]{4})|(?<=\\U[0-9A-Fa-f]{8}))"
+)
 _SECRET_VARIABLE = re.compile(r"(_KEY|_TOKEN|_SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
 _URL_VARIABLE = re.compile(r"(_URL|_ENDPOINT|_PROXY)$", re.IGNORECASE)
 _HOST = re.compile(r"([^:@]*|\[[^\]]*\])(:\d*)?")
@@ -39,7 +44,7 @@ _pattern: re.Pattern[str] | None = None
 def remember(secret: str) -> None:
     """From now on, `redact` takes this out."""
     global _pattern  # noqa: PLW0603 - what is secret is a fact of the process
-    for value in {secret, secret.strip(), *secret.split("\n")}:
+    for value in {secret.strip(), *map(str.strip, secret.split("\n"))}:
         number = value.isdigit() and len(value) < _SHORTEST_NUMBER
         if (
             len(value) >= _SHORTEST
@@ -134,5 +139,8 @@ def _forms(value: str) -> set[str]:
 def _found_as(form: str) -> str:
     if len(form) >= _LONG:
         return re.escape(form)
-    before = r"(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt])|(?<=%[0-9A-Fa-f]{2}))"
-    return f"{before}{re.escape(form)}(?![A-Za-z0-9])"
+    before = (
+        _BEFORE if form[0].isalnum() else ""
+    )  # else it may begin in the middle of its own escaped form
+    after = "(?![A-Za-z0-9])" if form[-1].isalnum() else ""
+    return f"{before}{re.escape(form)}{after}"

@@ -142,24 +142,34 @@ def coverage(
 ) -> dict[str, Coverage]:
     """Partition date → what is labelled there, in the lake (not what is staged)."""
     found: dict[str, Coverage] = {}
-    for day, files in lake.partitions(labels.integration, start, end).items():
-        rows = rejected = 0
-        reasons: dict[str, int] = {}
-        for path in files:
+    listed = lake.partitions(labels.integration, start, end)
+    for day in list(listed):
+        for listings in reversed(range(_LISTINGS)):
             try:
-                for batch in lake.read(path, OUTCOMES, OPTIONAL_OUTCOMES):
-                    failed = np.asarray(
-                        pc.equal(batch["was_successfully_labeled"], False).fill_null(False)
-                    )
-                    rows += len(batch)
-                    rejected += int(failed.sum())
-                    for item in pc.value_counts(
-                        batch["reason"].filter(pa.array(failed))
-                    ).to_pylist():
-                        reasons[item["values"] or "unknown"] = (
-                            reasons.get(item["values"] or "unknown", 0) + item["counts"]
-                        )
-            except BadFile as error:
-                on_bad(error)
-        found[day] = Coverage(rows - rejected, rejected, reasons)
+                found[day] = _covered(lake, listed.get(day, []), on_bad)
+                break
+            except FileGone:  # a flush has replaced it: what it held is in a file that is new
+                if not listings:
+                    raise
+                listed[day] = lake.partitions(labels.integration, day, day).get(day, [])
     return found
+
+
+def _covered(lake: Lake, files: Sequence[str], on_bad: OnBadFile) -> Coverage:
+    rows = rejected = 0
+    reasons: dict[str, int] = {}
+    for path in files:
+        try:
+            for batch in lake.read(path, OUTCOMES, OPTIONAL_OUTCOMES):
+                failed = np.asarray(
+                    pc.equal(batch["was_successfully_labeled"], False).fill_null(False)
+                )
+                rows += len(batch)
+                rejected += int(failed.sum())
+                for item in pc.value_counts(batch["reason"].filter(pa.array(failed))).to_pylist():
+                    reasons[item["values"] or "unknown"] = (
+                        reasons.get(item["values"] or "unknown", 0) + item["counts"]
+                    )
+        except BadFile as error:
+            on_bad(error)
+    return Coverage(rows - rejected, rejected, reasons)

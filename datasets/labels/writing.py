@@ -49,6 +49,7 @@ from datasets.labels.reading import (
 )
 from datasets.lake import TIERS, Lake
 from datasets.locking.locks import NOBODY, Dates, overlap
+from datasets.posts import OnBadFile, raise_bad_file
 from datasets.queues import digest
 from datasets.schemas import PARTITION_DATE, conform, staged_schema
 
@@ -108,16 +109,25 @@ def flush(
     keep: bool = False,
     replace: bool = False,
     ensure: Callable[[], None] = lambda: None,
+    on_bad: OnBadFile = raise_bad_file,
 ) -> list[str]:
     """Moves the staged batches of a run of one's own into the lake; the paths of the label files.
 
     `file` names them (one a partition date), begins with the run's id, and must be new. `replace`
     takes rejected rows of the same posts out of older label files, which is what trying them again
     needs. `ensure` is called before each write that only the one writer may do, and raises where it
-    is not that any more.
+    is not that any more. `on_bad` is given older label files that cannot be read.
     """
     return _attempt(
-        lake, labels, names, file, keep=keep, replace=replace, again=False, ensure=ensure
+        lake,
+        labels,
+        names,
+        file,
+        keep=keep,
+        replace=replace,
+        again=False,
+        ensure=ensure,
+        on_bad=on_bad,
     )
 
 
@@ -129,9 +139,12 @@ def adopt(
     *,
     keep: bool,
     ensure: Callable[[], None],
+    on_bad: OnBadFile = raise_bad_file,
 ) -> None:
     """`flush` for batches of dead runs: posts that are labelled by now are left out, rejected ones replaced."""
-    _attempt(lake, labels, names, file, keep=keep, replace=True, again=True, ensure=ensure)
+    _attempt(
+        lake, labels, names, file, keep=keep, replace=True, again=True, ensure=ensure, on_bad=on_bad
+    )
 
 
 def recover(
@@ -139,11 +152,12 @@ def recover(
     labels: Labels,
     live: Mapping[str, Dates] = NOBODY,
     ensure: Callable[[], None] = lambda: None,
+    on_bad: OnBadFile = raise_bad_file,
 ) -> None:
     """Finishes the flushes that dead runs have left, and removes what killed writers left behind.
 
     One process at a time: `ensure` raises where this is not the one any more. `live` are the runs
-    that flush for themselves, and their dates.
+    that flush for themselves, and their dates. `on_bad` is given label files that cannot be read.
     """
     if not live:
         _sweep(lake, labels)
@@ -160,8 +174,8 @@ def recover(
             _clean_up(lake, labels, path, intent)
     for path, intent in intents.items():
         if not intent.get("done"):
-            _finish(lake, labels, path, intent, live, ensure)
-    _remove_late_files(lake, labels, ensure)
+            _finish(lake, labels, path, intent, live, ensure, on_bad)
+    _remove_late_files(lake, labels, ensure, on_bad)
 
     for path in _records(lake, labels, "written-"):
         if not any(lake.exists(segment) for segment in _segments(labels, _load(lake, path))):
@@ -186,6 +200,7 @@ def _attempt(
     replace: bool,
     again: bool,
     ensure: Callable[[], None],
+    on_bad: OnBadFile,
 ) -> list[str]:
     """Intent, label files, commit. An attempt that may not commit takes its files back: the segments have it all."""
     ensure()
@@ -201,7 +216,7 @@ def _attempt(
     written: list[str] = []
     replaced: list[str] = []
     try:
-        for made in _label_files(lake, labels, intent, file, again=again):
+        for made in _label_files(lake, labels, intent, file, again=again, on_bad=on_bad):
             if len(made.rows):
                 ensure()
                 written.append(made.path)
@@ -257,6 +272,7 @@ def _finish(
     intent: Mapping[str, Any],
     live: Mapping[str, Dates],
     ensure: Callable[[], None],
+    on_bad: OnBadFile,
 ) -> None:
     """A dead run's attempt that did not commit: made anew where all it wanted to move is there, then abandoned."""
     file = _file_of(path)
@@ -265,7 +281,16 @@ def _finish(
             return
         anew = f"{_flush_of(file)}r{token_hex(3)}"
         options = {"keep": intent["keep"], "replace": intent["replace"]}
-        _attempt(lake, labels, intent["staged"], anew, **options, again=True, ensure=ensure)
+        _attempt(
+            lake,
+            labels,
+            intent["staged"],
+            anew,
+            **options,
+            again=True,
+            ensure=ensure,
+            on_bad=on_bad,
+        )
 
     # Otherwise another has moved the segments, or some of them; what is left is adopted like any of a dead run.
     ensure()
@@ -273,7 +298,7 @@ def _finish(
         lake.write_bytes(
             f"{_abandoned(labels)}/{file}.json", json.dumps({"at": time.time()}).encode()
         )
-    _remove_rows_of(lake, labels, {file})
+    _remove_rows_of(lake, labels, {file}, on_bad)
     lake.delete(path)
 
 
@@ -293,19 +318,21 @@ def _abandoned(labels: Labels) -> str:
     return f".locks/{labels.integration}/abandoned"
 
 
-def _remove_late_files(lake: Lake, labels: Labels, ensure: Callable[[], None]) -> None:
+def _remove_late_files(
+    lake: Lake, labels: Labels, ensure: Callable[[], None], on_bad: OnBadFile
+) -> None:
     """What writers that were taken for dead have written since, and had no time to take back."""
     records = lake.files(_abandoned(labels), ".json")
     if not records:
         return
     ensure()
-    _remove_rows_of(lake, labels, {_stem(path).removesuffix(".json") for path in records})
+    _remove_rows_of(lake, labels, {_stem(path).removesuffix(".json") for path in records}, on_bad)
     for path in records:
         if time.time() - _load(lake, path)["at"] > _ABANDONED_SECONDS:
             lake.delete(path)
 
 
-def _remove_rows_of(lake: Lake, labels: Labels, attempts: set[str]) -> None:
+def _remove_rows_of(lake: Lake, labels: Labels, attempts: set[str], on_bad: OnBadFile) -> None:
     """Removes the label files of attempts that did not commit. Rows that stand nowhere else are kept all the same."""
     for day, paths in lake.partitions(labels.integration).items():
         for path in [path for path in paths if _attempt_of(path) in attempts]:
@@ -314,9 +341,9 @@ def _remove_rows_of(lake: Lake, labels: Labels, attempts: set[str]) -> None:
                 for other in lake.partitions(labels.integration, day, day).get(day, [])
                 if other != path
             ]
-            rows = _read_whole(lake, path)
+            rows = lake.read_whole(path)
             elsewhere = pa.chunked_array(
-                read_labelled(lake, others, retry_rejected=False), pa.string()
+                read_labelled(lake, others, retry_rejected=False, on_bad=on_bad), pa.string()
             )
             left = rows.filter(
                 pc.invert(pc.is_in(rows["uri"].cast(pa.string()), value_set=elsewhere))
@@ -371,7 +398,13 @@ class _LabelFile:
 
 
 def _label_files(
-    lake: Lake, labels: Labels, intent: Mapping[str, Any], file: str, *, again: bool
+    lake: Lake,
+    labels: Labels,
+    intent: Mapping[str, Any],
+    file: str,
+    *,
+    again: bool,
+    on_bad: OnBadFile,
 ) -> Iterator[_LabelFile]:
     schema = staged_schema(labels.schema)
     batches = [
@@ -388,16 +421,16 @@ def _label_files(
         here = here.drop_columns(PARTITION_DATE)
         older = _other_files(lake, labels, day, file) if again or intent["replace"] else []
         if again:
-            here = _unlabelled(lake, here, older, retried=intent["replace"])
+            here = _unlabelled(lake, here, older, retried=intent["replace"], on_bad=on_bad)
 
         folder = f"{labels.integration}/cache/partition_date={day}"
         yield _LabelFile(f"{folder}/{PREFIX}{file}.parquet", here, metadata)
 
         for number, path in enumerate(older if intent["replace"] else []):
-            left = _without_rejected(lake, path, here["uri"])
+            left = _without_rejected(lake, path, here["uri"], on_bad)
             if left is not None:
-                prefix = PREFIX if _attempt_of(path) else _HISTORY_PREFIX
-                folder = path.rpartition("/")[0]
+                folder, _, name = path.rpartition("/")
+                prefix = PREFIX if name.startswith(PREFIX) else _HISTORY_PREFIX
                 yield _LabelFile(f"{folder}/{prefix}{file}.{number}.parquet", left, replaces=path)
 
 
@@ -407,36 +440,35 @@ def _other_files(lake: Lake, labels: Labels, day: str, file: str) -> list[str]:
     return [path for path in paths if _flush_of(_attempt_of(path) or "") != _flush_of(file)]
 
 
-def _unlabelled(lake: Lake, rows: pa.Table, others: Sequence[str], *, retried: bool) -> pa.Table:
+def _unlabelled(
+    lake: Lake, rows: pa.Table, others: Sequence[str], *, retried: bool, on_bad: OnBadFile
+) -> pa.Table:
     """The rows whose posts none of the `others` has, each post once. `retried`: unless as a rejected one."""
-    known = pa.chunked_array(read_labelled(lake, others, retry_rejected=retried), pa.string())
+    known = pa.chunked_array(
+        read_labelled(lake, others, retry_rejected=retried, on_bad=on_bad), pa.string()
+    )
     rows = rows.filter(pc.invert(pc.is_in(rows["uri"], value_set=known)))
     codes = rows["uri"].combine_chunks().dictionary_encode().indices.to_numpy()
     return rows.take(pa.array(np.sort(np.unique(codes, return_index=True)[1])))
 
 
-def _without_rejected(lake: Lake, path: str, uris: pa.ChunkedArray) -> pa.Table | None:
-    """A label file without rejected rows of these posts, None where it has none."""
-    rejected = [
-        pc.and_(
-            pc.equal(batch["was_successfully_labeled"], False).fill_null(False),
-            pc.is_in(batch["uri"], value_set=uris),
-        )
-        for batch in lake.read(path, OUTCOMES, OPTIONAL_OUTCOMES)
-    ]
-    mask = pa.chunked_array(rejected, pa.bool_())
-    return _read_whole(lake, path).filter(pc.invert(mask)) if pc.any(mask).as_py() else None
-
-
-def _read_whole(lake: Lake, path: str) -> pa.Table:
-    """A label file with all its columns. Views, which cannot be filtered, become strings."""
-    with lake.open_parquet(path) as file:
-        table = file.read()
-    plain = [
-        field.with_type(pa.large_string()) if pa.types.is_string_view(field.type) else field
-        for field in table.schema
-    ]
-    return table.cast(pa.schema(plain, table.schema.metadata))
+def _without_rejected(
+    lake: Lake, path: str, uris: pa.ChunkedArray, on_bad: OnBadFile
+) -> pa.Table | None:
+    """A label file without rejected rows of these posts, None where it has none, or cannot be read."""
+    try:
+        rejected = [
+            pc.and_(
+                pc.equal(batch["was_successfully_labeled"], False).fill_null(False),
+                pc.is_in(batch["uri"], value_set=uris),
+            )
+            for batch in lake.read(path, OUTCOMES, OPTIONAL_OUTCOMES)
+        ]
+        mask = pa.chunked_array(rejected, pa.bool_())
+        return lake.read_whole(path).filter(pc.invert(mask)) if pc.any(mask).as_py() else None
+    except BadFile as error:
+        on_bad(error)
+        return None
 
 
 def flushed_batches(lake: Lake, labels: Labels, run_id: str) -> set[str]:

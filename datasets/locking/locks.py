@@ -8,8 +8,7 @@ dead runs have left is taken up.
 
 In a folder, a lock is an open file and dies with its process, however that ends. On S3 it is a lease
 (datasets/locking/leases.py), which another may take over from a holder that was stopped for long. So whoever
-writes asks before it writes whether it still is the holder (`ensure`), and `writing` asks afterwards
-too: nothing on S3 stops a request that was on its way while the lease ran out.
+writes asks before it writes whether it still is the holder (`ensure`).
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ import fcntl
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import MappingProxyType, TracebackType
 from typing import Protocol
 
-from datasets.errors import BackfillError, ConfigError, from_os_error
+from datasets.errors import ConfigError, from_os_error
 from datasets.lake import Lake
 from datasets.locking import leases
 from datasets.locking.entries import ALL_DATES, SUFFIX, Dates, Entry, Role, myself, overlap, parse
 from datasets.locking.lease_store import s3_store
 
-__all__ = ["ALL_DATES", "NOBODY", "Dates", "Lock", "Role", "live_runs", "overlap", "writing"]
+__all__ = ["ALL_DATES", "NOBODY", "Dates", "Lock", "Role", "live_runs", "overlap"]
 
 NOBODY: Mapping[str, Dates] = MappingProxyType({})
 
@@ -97,24 +96,6 @@ def _held(lake: Lake, name: str, entry: Entry) -> _Held:
     if lake.is_local:
         return _File(lake, name, entry)
     return leases.Lease(s3_store(lake), _folder(name), name, entry)
-
-
-@contextmanager
-def writing(lake: Lake, path: str, locks: Sequence[Lock]) -> Iterator[None]:
-    """Around writing a file under a name that no other attempt uses, by the holder of the locks.
-
-    Raises ConfigError where one was lost, before or meanwhile. What fails leaves no file behind.
-    """
-    for lock in locks:
-        lock.ensure()
-    try:
-        yield
-        for lock in locks:
-            lock.ensure()
-    except BaseException:
-        with suppress(BackfillError):  # the first error is the one to tell
-            lake.delete(path)
-        raise
 
 
 def live_runs(lake: Lake, name: str, besides: str = "") -> dict[str, Dates]:

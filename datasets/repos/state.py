@@ -1,4 +1,4 @@
-"""What is known of users and their repositories, in the database: tables `pds_repos` and `pds_identities`."""
+"""What the database knows about users' repositories: tables `pds_repos` and `pds_identities`."""
 
 from __future__ import annotations
 
@@ -10,29 +10,47 @@ from typing import Any
 import pyarrow as pa
 
 from datasets.database import Database, create_table
-from datasets.repos.coverage import Coverage
+from datasets.repos.coverage import RecordCoverage
 
 STATUSES = (
-    "ok", "not_found", "takendown", "suspended", "deactivated", "rate_limited", "unreachable", "corrupt",
-    "too_large", "invalid_did",
-)  # fmt: skip
-# A status that the next sync may well change. The other refusals are answers.
-PASSING = ("rate_limited", "unreachable")
+    "ok",
+    "not_found",
+    "takendown",
+    "suspended",
+    "deactivated",
+    "rate_limited",
+    "unreachable",
+    "corrupt",
+    "too_large",
+    "invalid_did",
+)
+# The next sync may well succeed. All other refusals are answers.
+TRANSIENT_STATUSES = ("rate_limited", "unreachable")
 
 # DIDs in one statement. SQLite allows 32,766 parameters, PostgreSQL 65,535.
-_AT_ONCE = 1000
+_DIDS_PER_STATEMENT = 1000
 _PAGE = 20_000
 
 
 @dataclass(frozen=True)
 class RepoState:
-    """A row of `pds_repos`. `status` and `error` are of the last attempt; the rest is of what the lake holds.
+    """A row of `pds_repos`.
 
-    `rev` and `cid` are those of the commit that was fetched last, `records` counts rows by record
-    type, `skipped` those of other lexicons by collection, `bytes` is the size of the CAR. `batch`
-    names the flush whose files hold the rows, `coverage` says which of the records they are.
-    `synced_at` is when the status was found (UTC, ISO 8601), by a clock that may be set back: it is for
-    people to read, and decides nothing.
+    `status`, `error` and `synced_at` are about the last attempt, the rest about the lake.
+
+    did               the user
+    status, error     one of STATUSES, and the reason if it is not `ok`
+    host, handle      from the DID document
+    rev, cid          of the commit that was fetched last
+    records           rows in the lake, by record type
+    skipped           records of other lexicons, by collection
+    unreadable_dates  records whose date could not be read
+    malformed         records with a missing or wrong value
+    bytes             size of the CAR
+    synced_at         when the status was found (UTC, ISO 8601). For people to read only: clocks can
+                      be set back, so nothing is decided by it
+    coverage          which of the records the lake holds
+    batch             the flush whose files hold the rows; None if the lake holds nothing
     """
 
     did: str
@@ -48,7 +66,7 @@ class RepoState:
     malformed: int = 0
     bytes: int = 0
     synced_at: str | None = None
-    coverage: Coverage = field(default_factory=dict)
+    coverage: RecordCoverage = field(default_factory=dict)
     batch: str | None = None
 
     def __post_init__(self) -> None:
@@ -59,12 +77,16 @@ class RepoState:
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> RepoState:
-        return RepoState(**{**values, "coverage": _ranges(values["coverage"])})
+        coverage = {
+            name: tuple((start, end) for start, end in ranges)
+            for name, ranges in values["coverage"].items()
+        }
+        return RepoState(**{**values, "coverage": coverage})
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Where a user's repository is, and what it is signed with (a did:key). `resolved_at` is in epoch seconds."""
+    """A user's PDS and signing key (a did:key). `resolved_at` is in epoch seconds."""
 
     did: str
     host: str
@@ -78,12 +100,12 @@ _INTEGERS = ("unreadable_dates", "malformed", "bytes", "resolved_at")
 
 
 def _schema(kind: type) -> pa.Schema:
-    return pa.schema(
-        [(f.name, pa.int64() if f.name in _INTEGERS else pa.string()) for f in fields(kind)]
-    )
+    names = [field.name for field in fields(kind)]
+    return pa.schema([(name, pa.int64() if name in _INTEGERS else pa.string()) for name in names])
 
 
-REPOS, IDENTITIES = _schema(RepoState), _schema(Identity)
+REPOS = _schema(RepoState)
+IDENTITIES = _schema(Identity)
 
 
 def create_tables(database: Database) -> None:
@@ -93,18 +115,22 @@ def create_tables(database: Database) -> None:
 
 
 def save_repos(database: Database, repos: Sequence[RepoState]) -> None:
-    """Writes or replaces rows. Part of the transaction that is open."""
-    if repos:
-        database.upsert(
-            "pds_repos", _table(REPOS, {repo.did: repo for repo in repos}.values()), "did"
-        )
+    """Inserts or replaces rows, within the transaction that is open."""
+    if not repos:
+        return
+
+    latest = {repo.did: repo for repo in repos}
+    database.upsert("pds_repos", _table(REPOS, latest.values()), "did")
 
 
 def save_identities(database: Database, identities: Sequence[Identity]) -> None:
-    if identities:
-        latest = {identity.did: identity for identity in identities}
-        with database.transaction():
-            database.upsert("pds_identities", _table(IDENTITIES, latest.values()), "did")
+    """Inserts or replaces rows, in a transaction of its own."""
+    if not identities:
+        return
+
+    latest = {identity.did: identity for identity in identities}
+    with database.transaction():
+        database.upsert("pds_identities", _table(IDENTITIES, latest.values()), "did")
 
 
 def load_repos(database: Database, dids: Iterable[str]) -> dict[str, RepoState]:
@@ -115,11 +141,13 @@ def load_repos(database: Database, dids: Iterable[str]) -> dict[str, RepoState]:
 def load_identities(
     database: Database, dids: Iterable[str], now: int, max_age: int
 ) -> dict[str, Identity]:
-    """Those that were resolved in the `max_age` seconds before `now` (epoch seconds).
+    """Identities that were resolved in the `max_age` seconds before `now` (epoch seconds).
 
-    One from the future was written by a clock that has been set back since, and has no age.
+    One from the future is left out: it was written before the clock was set back, so its age is
+    unknown.
     """
-    identities = (Identity(*row) for row in _rows(database, "pds_identities", IDENTITIES, dids))
+    rows = _rows(database, "pds_identities", IDENTITIES, dids)
+    identities = (Identity(*row) for row in rows)
     return {
         identity.did: identity
         for identity in identities
@@ -128,12 +156,15 @@ def load_identities(
 
 
 def all_repos(database: Database) -> Iterator[RepoState]:
-    """Every row, in the order of the DIDs, a page at a time."""
-    names, last = ", ".join(REPOS.names), ""
+    """Every row, ordered by DID. Reads a page of rows at a time."""
+    names = ", ".join(REPOS.names)
+    last = ""
+
     while True:
         statement = f"SELECT {names} FROM pds_repos WHERE did > ? ORDER BY did LIMIT {_PAGE}"
         rows = database.execute(statement, (last,))
         yield from map(_repo, rows)
+
         if len(rows) < _PAGE:
             return
         last = rows[-1][0]
@@ -141,58 +172,51 @@ def all_repos(database: Database) -> Iterator[RepoState]:
 
 def batches(database: Database) -> set[str]:
     """The flushes whose files hold rows of some repository."""
-    return {
-        batch
-        for (batch,) in database.execute(
-            "SELECT DISTINCT batch FROM pds_repos WHERE batch IS NOT NULL"
-        )
-    }
+    statement = "SELECT DISTINCT batch FROM pds_repos WHERE batch IS NOT NULL"
+    return {batch for (batch,) in database.execute(statement)}
 
 
 def forget_batch(database: Database, batch: str) -> None:
-    """Its files are gone from the lake: the next sync fetches these repositories again."""
+    """For a batch whose files left the lake: the next sync fetches its repositories again."""
+    statement = "UPDATE pds_repos SET batch = NULL, rev = NULL, coverage = '{}' WHERE batch = ?"
     with database.transaction():
-        database.execute(
-            "UPDATE pds_repos SET batch = NULL, rev = NULL, coverage = '{}' WHERE batch = ?",
-            (batch,),
-        )
+        database.execute(statement, (batch,))
 
 
 def with_status(repo: RepoState, status: str, error: str | None, synced_at: str) -> RepoState:
-    """After an attempt that changed nothing in the lake."""
+    """The state after an attempt that changed nothing in the lake."""
     return replace(repo, status=status, error=error, synced_at=synced_at)
 
 
 def _table(schema: pa.Schema, values: Iterable[Any]) -> pa.Table:
     rows = list(values)
-    columns = [
-        [json.dumps(getattr(row, name)) if name in _JSON else getattr(row, name) for row in rows]
-        for name in schema.names
-    ]
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)],
-        schema=schema,
-    )
+    arrays = []
+
+    for column in schema:
+        cells = [getattr(row, column.name) for row in rows]
+        if column.name in _JSON:
+            cells = [json.dumps(cell) for cell in cells]
+        arrays.append(pa.array(cells, column.type))
+
+    return pa.table(arrays, schema=schema)
 
 
 def _rows(
     database: Database, table: str, schema: pa.Schema, dids: Iterable[str]
 ) -> Iterator[tuple[Any, ...]]:
-    wanted, names = list(dids), ", ".join(schema.names)
-    for start in range(0, len(wanted), _AT_ONCE):
-        some = wanted[start : start + _AT_ONCE]
-        yield from database.execute(
-            f"SELECT {names} FROM {table} WHERE did IN ({', '.join('?' * len(some))})", some
-        )
+    names = ", ".join(schema.names)
+    wanted = list(dids)
+
+    for start in range(0, len(wanted), _DIDS_PER_STATEMENT):
+        some = wanted[start : start + _DIDS_PER_STATEMENT]
+        marks = ", ".join("?" * len(some))
+        statement = f"SELECT {names} FROM {table} WHERE did IN ({marks})"
+        yield from database.execute(statement, some)
 
 
 def _repo(row: Sequence[Any]) -> RepoState:
-    values = {
-        name: json.loads(value) if name in _JSON else value
-        for name, value in zip(REPOS.names, row, strict=True)
-    }
+    values = dict(zip(REPOS.names, row, strict=True))
+    for name in _JSON:
+        values[name] = json.loads(values[name])
+
     return RepoState.from_json(values)
-
-
-def _ranges(coverage: Mapping[str, Any]) -> Coverage:
-    return {name: tuple((start, end) for start, end in ranges) for name, ranges in coverage.items()}

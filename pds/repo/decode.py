@@ -1,4 +1,4 @@
-"""Downloaded CARs → staged rows: the body of a Ray task, off the owners of the hosts."""
+"""From downloaded CARs to staged rows: the body of a Ray task, so that fetchers need not decode."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import pyarrow as pa
 
 from datasets.lake import Lake
-from datasets.repos.raw_records import Receipt, acknowledge, discard, stage_rows
+from datasets.repos.staging import StagingReceipt, acknowledge, discard, stage_rows
 from datasets.repos.state import RepoState
+from datasets.timestamps import iso_milliseconds, pipeline_time, utc_now
 from pds.errors import BadSignature, RejectedRepo
 from pds.jobs import Fetch
 from pds.repo.car import Data, read_repo
-from pds.repo.records import Counts, rows
+from pds.repo.records import RecordCounts, record_tables
 
 # Rows are written in segments of about this size.
 _SEGMENT_BYTES = 64 * 1024**2
-# A larger file is not read into memory as a whole.
+# A larger file is mapped instead of being read into memory.
 _MAPPED_BYTES = 64 * 1024**2
 
 
 @dataclass(frozen=True)
 class Spooled:
-    """A download: the job that it is of, and the file."""
+    """A download: the job, the file, and its size in bytes."""
 
     job: Fetch
     path: str
@@ -36,8 +36,8 @@ class Spooled:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Why a download is not staged. `bad_signature`: it may be right with another key."""
+class DecodeFailure:
+    """Why a download is not staged. `bad_signature`: it may be valid with another key."""
 
     job: Fetch
     status: str
@@ -46,20 +46,24 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """`receipt` is None where nothing was staged."""
+class DecodedGroup:
+    """The result of a task. `receipt` is None if nothing was staged."""
 
-    receipt: Receipt | None
+    receipt: StagingReceipt | None
     rows: int
-    failures: tuple[Failure, ...]
+    failures: tuple[DecodeFailure, ...]
 
 
-def decode_group(lake: Lake, name: str, group: Sequence[Spooled]) -> Decoded:
-    """Verifies, decodes and stages some repositories under a receipt of this name. The files stay."""
-    segments = _Segments(lake, name)
-    states, failures = [], []
-    replaces = {spooled.job.did: spooled.job.replaces for spooled in group}
-    # Rows have no cycles, and the collector would walk all of them again and again.
+def decode_group(lake: Lake, name: str, group: Sequence[Spooled]) -> DecodedGroup:
+    """Verifies, decodes and stages repositories, under a receipt of this name.
+
+    The downloaded files are not deleted.
+    """
+    segments = _SegmentWriter(lake, name)
+    states: list[RepoState] = []
+    failures: list[DecodeFailure] = []
+
+    # Rows have no cycles, and the collector would examine all of them again and again.
     gc.disable()
     try:
         for spooled in group:
@@ -68,26 +72,37 @@ def decode_group(lake: Lake, name: str, group: Sequence[Spooled]) -> Decoded:
                 segments.keep()
             except RejectedRepo as error:
                 segments.drop()
-                bad_signature = isinstance(error, BadSignature)
-                failures.append(Failure(spooled.job, error.status, error.reason, bad_signature))
+                failures.append(_failure(spooled.job, error))
     finally:
         gc.enable()
+
     if not states:
-        return Decoded(None, 0, tuple(failures))
-    receipt = Receipt(
-        name, segments.close(), tuple(states), {state.did: replaces[state.did] for state in states}
+        return DecodedGroup(None, 0, tuple(failures))
+
+    replaces = {spooled.job.did: spooled.job.replaces for spooled in group}
+    receipt = StagingReceipt(
+        name=name,
+        segments=segments.close(),
+        repos=tuple(states),
+        replaces={state.did: replaces[state.did] for state in states},
     )
     acknowledge(lake, receipt)
-    return Decoded(receipt, sum(sum(state.records.values()) for state in states), tuple(failures))
+
+    rows = sum(sum(state.records.values()) for state in states)
+    return DecodedGroup(receipt, rows, tuple(failures))
 
 
-def _decode(spooled: Spooled, segments: _Segments) -> RepoState:
-    job, identity, counts = spooled.job, spooled.job.identity, Counts()
-    now = datetime.now(UTC)
+def _decode(spooled: Spooled, segments: _SegmentWriter) -> RepoState:
+    job = spooled.job
+    identity = job.identity
+    counts = RecordCounts()
+    now = utc_now()
+
     with _opened(spooled.path) as data:
         repo = read_repo(data, identity.did, identity.key)
-    for table in rows(repo, job.coverage, now.strftime("%Y-%m-%d-%H:%M:%S"), counts):
+    for table in record_tables(repo, job.coverage, pipeline_time(now), counts):
         segments.add(table)
+
     return RepoState(
         did=identity.did,
         host=identity.host,
@@ -99,8 +114,14 @@ def _decode(spooled: Spooled, segments: _Segments) -> RepoState:
         unreadable_dates=counts.unreadable_dates,
         malformed=counts.malformed,
         bytes=spooled.size,
-        synced_at=now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        synced_at=iso_milliseconds(now),
         coverage=job.coverage,
+    )
+
+
+def _failure(job: Fetch, error: RejectedRepo) -> DecodeFailure:
+    return DecodeFailure(
+        job, error.status, error.reason, bad_signature=isinstance(error, BadSignature)
     )
 
 
@@ -114,16 +135,22 @@ def _opened(path: str) -> Iterator[Data]:
                 yield mapped
 
 
-class _Segments:
-    """Small repositories share a segment. A large one has segments of its own, so that it can be dropped half-way."""
+class _SegmentWriter:
+    """Writes segments: small repositories share one, a large one has its own.
+
+    So the rows of a large repository can be dropped when it turns out to be corrupt half-way.
+    """
 
     def __init__(self, lake: Lake, name: str) -> None:
-        self._lake, self._name = lake, name
+        self._lake = lake
+        self._name = name
+        self._count = 0
         self._names: list[str] = []
         self._shared: list[pa.Table] = []
+
+        # Of the current repository: segments that are written, and tables that are not.
         self._own: list[str] = []
         self._current: list[pa.Table] = []
-        self._count = 0
 
     def add(self, table: pa.Table) -> None:
         self._current.append(table)
@@ -132,19 +159,24 @@ class _Segments:
             self._current = []
 
     def keep(self) -> None:
-        """The repository that was added is whole."""
+        """Ends the current repository: it is complete."""
         self._names += self._own
         self._shared += self._current
-        self._own, self._current = [], []
+        self._own = []
+        self._current = []
+
         if _size(self._shared) >= _SEGMENT_BYTES:
             self._names.append(self._write(self._shared))
             self._shared = []
 
     def drop(self) -> None:
+        """Ends the current repository: its rows are not wanted."""
         discard(self._lake, self._own)
-        self._own, self._current = [], []
+        self._own = []
+        self._current = []
 
     def close(self) -> tuple[str, ...]:
+        """Writes what is left; the names of all segments."""
         if self._shared:
             self._names.append(self._write(self._shared))
         return tuple(self._names)

@@ -245,7 +245,7 @@ ray.init(address=sys.argv[1], log_to_driver=False)
 from ray._private.worker import global_worker
 from ray.core.generated.autoscaler_pb2 import ClusterConfig
 from actors.models.settings import ModelSettings
-from backfill.labels.pipeline import size_pools
+from actors.pool_sizes import size_pools
 print(size_pools({"i": "model"}, {"i": ModelSettings()}, 1))
 config = ClusterConfig()
 group = config.node_group_configs.add(name="gpu", max_count=4)
@@ -264,8 +264,8 @@ def test_a_gpu_that_the_autoscaler_may_start_is_waited_for(one_node: Cluster) ->
         call, env=environment, cwd=ROOT, text=True, capture_output=True, check=True
     )
     before, after = done.stdout.splitlines()[-2:]
-    assert before == "{'i': Pool(min_size=1, num_cpus=1.0, num_gpus=0.0)}"
-    assert after == "{'i': Pool(min_size=1, num_cpus=0.25, num_gpus=1.0)}"
+    assert before == "{'i': PoolSize(min_size=1, num_cpus=1.0, num_gpus=0.0)}"
+    assert after == "{'i': PoolSize(min_size=1, num_cpus=0.25, num_gpus=1.0)}"
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_a_model_that_does_not_fit_stops_its_integration_and_no_other(
         workspace, PostFilter("posts", DAY, "2024-10-02"), [ime, resolve("v")], BadFiles(), stream
     )
     assert result.exit_code == 1
-    error = result.tallies[ime.name].error
+    error = result.integrations[ime.name].error
     assert error
     assert (
         "the output 'intergroup' is missing; the outputs are emotion, intergroup, moral, other"

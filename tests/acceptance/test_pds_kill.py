@@ -1,4 +1,4 @@
-"""SIGKILL the driver of a sync at random moments, while users go on writing; no record is lost or doubled."""
+"""SIGKILL of a sync's driver at random moments, while users keep writing. No record may be lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tests.pds.repos import make_did, make_repo, post, tid
 from tests.pds.servers import Network, Pds, network
-from tests.pds.test_sync import lake_rows, states
+from tests.pds.syncs import lake_rows, states
 from tests.support import ROOT, cli_command, queue_files, run_cli
 
 USERS, HOSTS, KILLS = 45, 3, 4
@@ -59,7 +59,7 @@ class World:
 def wait_for(process: subprocess.Popen[bytes], seen: Callable[[], bool]) -> None:
     deadline = time.monotonic() + SECONDS
     while not seen() and process.poll() is None:
-        assert time.monotonic() < deadline, "the sync does not get there"
+        assert time.monotonic() < deadline, "the sync did not reach this point in time"
         time.sleep(0.005)
 
 
@@ -76,9 +76,20 @@ def test_sigkill_of_a_sync_at_random_moments(tmp_path: Path) -> None:
         world = World(net, rng)
         dids.write_text("\n".join(world.now))
         arguments = [
-            "pds", "sync", "--dids-file", str(dids), "--plc-url", net.plc.origin, "--allow-insecure-hosts",
-            "--host-qps", "60", "--data-dir", str(lake), "--ray-address", ray.get_runtime_context().gcs_address,
-        ]  # fmt: skip
+            "pds",
+            "sync",
+            "--dids-file",
+            str(dids),
+            "--plc-url",
+            net.plc.origin,
+            "--allow-insecure-hosts",
+            "--host-qps",
+            "60",
+            "--data-dir",
+            str(lake),
+            "--ray-address",
+            ray.get_runtime_context().gcs_address,
+        ]
         flushed = 0
         for kill in range(KILLS):
             process = subprocess.Popen(cli_command(*arguments), cwd=ROOT, stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""A sync into S3 with its state in PostgreSQL: by processes of the command line, against a real endpoint."""
+"""`pds sync` into S3 with PostgreSQL, as processes, against a real S3 endpoint."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from backfill.repos.sync import make_lake
 from datasets.database import open_database
-from datasets.lake import Lake
+from datasets.lake import Lake, ensure_lake
 from datasets.repos.state import all_repos
 from tests.pds.repos import make_did, make_repo, post, posts, tid
 from tests.pds.servers import network
@@ -39,7 +38,7 @@ def rows(lake: Lake, dataset: str) -> list[dict[str, Any]]:
 
 def test_a_sync_into_s3(s3: Endpoint, postgres_url: str) -> None:
     lake = Lake(f"s3://{BUCKET}/study")
-    make_lake(lake)
+    ensure_lake(lake)
     workspace = ["--data-dir", lake.root, "--database-url", postgres_url]
     users = {make_did(1): posts(5), make_did(2): posts(3, seed=2)}
     with network() as net:
@@ -65,8 +64,12 @@ def test_a_sync_into_s3(s3: Endpoint, postgres_url: str) -> None:
         ]
         synced = subprocess.run(
             [sys.executable, "-c", TWICE, *command],
-            cwd=ROOT, env=cli_environment(s3.environment), capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=cli_environment(s3.environment),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert synced.returncode == 0, synced.stderr
         statuses = [json.loads(line)["statuses"] for line in synced.stdout.splitlines()]
     assert statuses == [{"ok": 2}, {"ok": 1, "unchanged": 1}]

@@ -128,6 +128,20 @@ def test_a_batch_made_again_after_a_restart_counts_what_is_stored(
     assert_labelled_once(lake_dir, uris(range(3)))
 
 
+def test_what_is_staged_is_flushed_after_a_first_opening_that_failed(lake_dir: Path) -> None:
+    damaged = lake_dir / LABELS.queue / "flush-r0-1-1.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"")
+    opened = buffer(lake_dir)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="is not a record of a flush"):
+            opened.stage(batch(range(5)))
+    damaged.unlink()
+    assert opened.stage(batch(range(5))).labelled == 5
+    assert opened.close() is None
+    assert_labelled_once(lake_dir, uris(range(5)))
+
+
 def wait_for_flush(root: Path) -> None:
     deadline = time.monotonic() + 20
     while queue_files(root):

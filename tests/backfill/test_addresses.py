@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from actors.remote.answer_cache import store_path
 from backfill.addresses import database_at, file_at, lake_at
 from backfill.config import load_config
 from backfill.workspace import open_workspace
 from cli.__main__ import main
+from datasets.answer_store import store_path
 from datasets.errors import ConfigError
 from datasets.lake import Lake
 from tests.support import DAY, ROOT, make_lake

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from backfill import progress
-from backfill.progress import Progress, Tally
+from backfill.progress import IntegrationProgress, Progress
 
 
 class Lines(io.StringIO):
@@ -30,15 +30,15 @@ class Lines(io.StringIO):
 def test_progress_goes_on_where_a_line_or_its_explanation_fails(
     monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
-    monkeypatch.setattr(progress, "_PLAIN_SECONDS", 0.001)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.001)
     monkeypatch.setattr(progress, "_STALL_SECONDS", 0.0)
     stream = Lines(failures)
 
     def why(name: str) -> str:
         raise RuntimeError("Ray's state cannot be asked")
 
-    with Progress(stream, {"x": Tally(eligible=5)}) as shown:
-        shown.watch(why)
+    with Progress(stream, {"x": IntegrationProgress(eligible=5)}) as shown:
+        shown.report_stalls(why)
         assert stream.seen.wait(20)
         assert shown._thread.is_alive()
     assert (

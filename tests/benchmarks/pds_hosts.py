@@ -1,10 +1,10 @@
-"""50 hosts, 15 of them bad: whether the 35 good ones finish as if they were alone.
+"""50 hosts, 15 of them bad: do the 35 good ones finish as fast as on their own?
 
 `python -m tests.benchmarks.pds_hosts [USERS]`
 
-5 hosts are dead, 5 answer 429 as HTML without headers, 5 trickle a byte a second. What is measured
-is when the last user of a good host was asked for, by the servers' clock. The waits for the bad
-ones are shortened, so that the whole ends soon; that does not help the good ones.
+5 hosts are dead, 5 answer 429 as HTML without headers, 5 send a byte per second. Measures when the
+last user of a good host was requested, by the servers' clock. Waiting times for the bad hosts are
+shortened so that the benchmark ends soon, which does not help the good ones.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tests.benchmarks.pds_world import (
     LIMITED,
     TRICKLES,
     HostPlan,
-    most_in_a_second,
     of_all,
     resolve_first,
     run_sync,
     world,
 )
+from tests.pds.servers import most_in_a_second
 
 USERS = 90
 SETTINGS = PdsSettings(limited_seconds=20, slow_seconds=10)
@@ -45,18 +45,19 @@ def main() -> None:
 def _measure(plans: list[HostPlan]) -> float:
     """Seconds from the first request to the last of the good hosts."""
     with tempfile.TemporaryDirectory() as folder, world(plans) as here:
-        # Hosts take turns in the list, as they do in a study's.
+        # Users of all hosts alternate in the list, as they would in a study's.
         dids = of_all([list(group) for group in zip(*here.dids, strict=True)])
         resolve_first(Path(folder), here)
         result, seconds = run_sync(Path(folder), here, dids, SETTINGS)
         by_host = here.times()
     good = [times for times, plan in zip(by_host, plans, strict=True) if plan.kind == GOOD]
     asked = sorted(of_all(good))
-    print(f"{len(plans)} hosts, {seconds:.1f} s in all: {dict(Counter(result.tally.statuses))}")
+    print(f"{len(plans)} hosts, {seconds:.1f} s in all: {dict(Counter(result.counts.statuses))}")
     rates = [(len(times) - 1) / (times[-1] - times[0]) for times in good]
     most = max(map(most_in_a_second, good))
     print(
-        f"  good hosts: {min(rates):.2f} to {max(rates):.2f} requests a second each, at most {most} in any second"
+        f"  good hosts: {min(rates):.2f} to {max(rates):.2f} requests a second each, "
+        f"at most {most} in any second"
     )
     print(f"  requests to bad hosts: {sum(map(len, by_host)) - len(asked)}")
     return asked[-1] - asked[0]

@@ -1,8 +1,8 @@
-"""Memory of decoding one large repository, beyond that of a process with its imports.
+"""Memory for decoding one large repository, not counting the process with its imports.
 
 `python -m tests.benchmarks.pds_memory [RECORDS …]`
 
-Each size in a process of its own.
+Each size is measured in a process of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _WORDS = (
 
 def main() -> None:
     print(
-        f"{'records':>8} {'CAR, MiB':>8} {'memory, MiB':>11} {'times the CAR':>14} {'staged records/s':>16}"
+        f"{'records':>8} {'CAR, MiB':>8} {'memory, MiB':>11} "
+        f"{'times the CAR':>14} {'staged records/s':>16}"
     )
     for records in [int(text) for text in sys.argv[1:]] or SIZES:
         with tempfile.TemporaryDirectory() as folder:

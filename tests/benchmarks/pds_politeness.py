@@ -1,8 +1,8 @@
-"""How much of one host's allowance is used: 9 requests a second, 100 ms latency.
+"""How much of one host's rate limit is used: 9 requests per second, 100 ms latency.
 
 `python -m tests.benchmarks.pds_politeness [USERS]`
 
-Identities are in the cache beforehand, so that the host's allowance is what there is to wait for.
+Identities are cached beforehand, so that the sync waits for the host's rate limit only.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pds.settings import PdsSettings
 from tests.benchmarks.pds_world import (
     GOOD,
     HostPlan,
-    most_in_a_second,
     resolve_first,
     run_sync,
     world,
 )
+from tests.pds.servers import most_in_a_second
 
 USERS, QPS = 500, 9.0
 
@@ -37,9 +37,10 @@ def main() -> None:
         result, seconds = run_sync(lake, here, here.dids[0], PdsSettings(host_qps=QPS))
         [times] = here.times()
     used = (len(times) - 1) / (times[-1] - times[0]) / QPS
-    print(f"{result.tally.statuses['ok']} repositories of one host in {seconds:.1f} s")
+    print(f"{result.counts.statuses['ok']} repositories of one host in {seconds:.1f} s")
     print(
-        f"{len(times)} requests in {times[-1] - times[0]:.1f} s: {used:.1%} of {QPS:g} a second used"
+        f"{len(times)} requests in {times[-1] - times[0]:.1f} s: "
+        f"{used:.1%} of {QPS:g} a second used"
     )
     print(f"most requests in any second: {most_in_a_second(times)}")
 

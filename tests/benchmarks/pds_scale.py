@@ -51,16 +51,19 @@ def _measure(pipe: Connection, users: int) -> None:
             pipe.send(f"  {name}: {_sync(Path(folder), here)}")
         files = len(list(Path(folder).glob("raw_sync/**/*.parquet")))
         pipe.send(
-            f"  {files} files; the driver's memory: {before:.0f} MiB at the start, {_peak_mib():.0f} at the most"
+            f"  {files} files; the driver's memory: {before:.0f} MiB at the start, "
+            f"{_peak_mib():.0f} at its peak"
         )
     pipe.send("")
 
 
 def _sync(lake: Path, here: World) -> str:
     result, seconds = run_sync(lake, here, of_all(here.dids), SETTINGS)
-    tally = result.tally
-    counts = ", ".join(f"{count:,} {name}" for name, count in tally.statuses.items())
-    return f"{counts}, {tally.records.total():,} records, {seconds:.1f} s, {tally.users / seconds:.0f} users/s"
+    counts = result.counts
+    statuses = ", ".join(f"{count:,} {name}" for name, count in counts.statuses.items())
+    records = counts.records.total()
+    rate = counts.users / seconds
+    return f"{statuses}, {records:,} records, {seconds:.1f} s, {rate:.0f} users/s"
 
 
 def _peak_mib() -> float:

@@ -1,4 +1,4 @@
-"""A world for benchmarks: a directory and hosts in a process of their own, which counts what is asked."""
+"""A PLC directory and hosts for benchmarks, in a process of their own that records requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class HostPlan:
 
 @dataclass
 class World:
-    """`dids` by host. `times()`: when each host was asked, by the server's clock, in seconds."""
+    """`dids` by host. `times()`: when each host received requests (seconds, server's clock)."""
 
     plc_url: str
     origins: list[str]
@@ -47,7 +47,7 @@ class World:
         return found
 
     def change(self, nth: int) -> None:
-        """Every n-th user writes something new."""
+        """Changes the repository of every n-th user."""
         self._pipe.send(("change", nth))
         self._pipe.recv()
 
@@ -109,7 +109,7 @@ def _trickle() -> Iterator[bytes]:
 
 
 def resolve_first(lake: Path, here: World) -> None:
-    """Identities come from the cache then, and the hosts' own limits are all there is to wait for."""
+    """Fills the cache of identities, so that a sync waits for the hosts' rate limits only."""
     fast = PdsSettings(host_qps=1000)
     options = SyncOptions(
         tuple(of_all(here.dids)), plc_url=here.plc_url, allow_insecure_hosts=True, settings=fast
@@ -120,24 +120,13 @@ def resolve_first(lake: Path, here: World) -> None:
 def run_sync(
     lake: Path, here: World, dids: list[str], settings: PdsSettings
 ) -> tuple[SyncResult, float]:
-    """The result, and the seconds that it took."""
+    """The result, and the duration in seconds."""
     options = SyncOptions(
         tuple(dids), plc_url=here.plc_url, allow_insecure_hosts=True, settings=settings
     )
     before = time.monotonic()
     result = sync(open_workspace(str(lake), None, None, None, debug=False), options, io.StringIO())
     return result, time.monotonic() - before
-
-
-def most_in_a_second(times: list[float]) -> int:
-    """In any second, whenever it begins."""
-    ordered = sorted(times)
-    end = most = 0
-    for start, first in enumerate(ordered):
-        while end < len(ordered) and ordered[end] < first + 1:
-            end += 1
-        most = max(most, end - start)
-    return most
 
 
 def of_all(groups: list[Any]) -> list[Any]:

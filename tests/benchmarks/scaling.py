@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -82,9 +82,11 @@ def measure(actors: int, posts: int) -> Measured:
 
 def steady_rate(seconds: Counter[str]) -> float:
     """Rows a second between the warm-up and the last second, which may be no whole one."""
+    form = "%Y-%m-%d-%H:%M:%S"
     stamps = {
-        datetime.strptime(stamp, "%Y-%m-%d-%H:%M:%S").timestamp(): n for stamp, n in seconds.items()
-    }  # noqa: DTZ007
+        datetime.strptime(stamp, form).replace(tzinfo=UTC).timestamp(): n
+        for stamp, n in seconds.items()
+    }
     first, last = min(stamps) + _WARM_UP, max(stamps)
     assert last - first >= 5, "too short to tell; give more posts"
     return sum(n for stamp, n in stamps.items() if first <= stamp < last) / (last - first)

@@ -1,4 +1,4 @@
-"""`pds` and `preprocess` as a user calls them."""
+"""The commands `pds` and `preprocess`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,9 @@ from cli.__main__ import main
 from cli.pds import _options
 from datasets.errors import ConfigError
 from tests.pds.repos import Key, make_did, make_repo, post, posts
-from tests.pds.servers import Network, Reply, network
-from tests.pds.test_sync import uris
+from tests.pds.servers import Network, Reply
+from tests.pds.syncs import uris
 from tests.support import ROOT, cli_command, database_labels
-
-
-@pytest.fixture
-def net() -> Iterator[Network]:
-    with network() as found:
-        yield found
 
 
 def call(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str) -> tuple[int, str, str]:
@@ -34,7 +27,7 @@ def call(capsys: pytest.CaptureFixture[str], root: Path, *arguments: str) -> tup
     return code, out, err
 
 
-def asking(net: Network) -> list[str]:
+def network_options(net: Network) -> list[str]:
     return ["--plc-url", net.plc.origin, "--allow-insecure-hosts", "--host-qps", "200"]
 
 
@@ -65,7 +58,7 @@ def test_wrong_usage(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_flag_goes_before_the_config_file(tmp_path: Path) -> None:
+def test_a_flag_overrides_the_config_file(tmp_path: Path) -> None:
     path = tmp_path / "backfill.toml"
     path.write_text("[pds]\nhost_qps = 3\nin_flight = 2\nmax_repo_bytes = 5\n")
     workspace = open_workspace(str(tmp_path), None, None, str(path), debug=False)
@@ -130,7 +123,7 @@ def test_sync_status_and_resolve(
         limited,
         "--did",
         "did:nope",
-        *asking(net),
+        *network_options(net),
         "--json",
     )
     assert code == 3
@@ -159,25 +152,35 @@ def test_sync_status_and_resolve(
 
     net.plc.server.paths.clear()
     code, out, err = call(
-        capsys, tmp_path, "pds", "resolve", "--did", made.did, "--did", make_did(7), *asking(net)
+        capsys,
+        tmp_path,
+        "pds",
+        "resolve",
+        "--did",
+        made.did,
+        "--did",
+        make_did(7),
+        *network_options(net),
     )
     assert code == 0
     assert out == f"{made.did}\t{host.origin}\tuser.example.com\t{made.key.did_key}\n"
     assert err == f"{make_did(7)}: not_found: there is no such DID\n"
     assert net.plc.server.paths == [f"/{make_did(7)}"], "the other one is in the cache"
     code, out, _ = call(
-        capsys, tmp_path, "pds", "resolve", "--did", made.did, "--json", *asking(net)
+        capsys, tmp_path, "pds", "resolve", "--did", made.did, "--json", *network_options(net)
     )
     assert json.loads(out)["identities"] == {
         made.did: {"host": host.origin, "handle": "user.example.com", "key": made.key.did_key}
     }
 
 
-def test_a_directory_that_is_down_leaves_everyone(
+def test_without_the_directory_all_users_are_left_for_the_next_run(
     net: Network, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     net.plc.server.fault = lambda path, query: Reply(503)
-    code, out, err = call(capsys, tmp_path, "pds", "resolve", "--did", make_did(1), *asking(net))
+    code, out, err = call(
+        capsys, tmp_path, "pds", "resolve", "--did", make_did(1), *network_options(net)
+    )
     assert (code, out) == (3, "")
     assert "unreachable" in err
 
@@ -198,7 +201,9 @@ def test_what_is_fetched_is_labelled(
     made = make_repo(make_did(1), records)
     net.add(made, host)
     dates = ["--start-date", day, "--end-date", day]
-    code, out, err = call(capsys, tmp_path, "pds", "sync", "--did", made.did, *dates, *asking(net))
+    code, out, err = call(
+        capsys, tmp_path, "pds", "sync", "--did", made.did, *dates, *network_options(net)
+    )
     assert code == 0, err
     assert "31 post, 1 reply" in out
     code, out, err = call(capsys, tmp_path, "preprocess")

@@ -301,6 +301,41 @@ def test_the_database_is_filled_with_what_its_ledger_lacks(
     assert fill(lake, LABELS, database, ours_only=False) == 5
 
 
+class Flushing(Lake):
+    """A lake in which another process puts a file in the place of one that was just listed."""
+
+    def partitions(
+        self, dataset: str, start: str | None = None, end: str | None = None
+    ) -> dict[str, list[str]]:
+        found = super().partitions(dataset, start, end)
+        folder = f"{dataset}/cache/partition_date={DAY}"
+        if self.exists(f"{folder}/labels-r1-1.parquet"):
+            self.write_parquet(f"{folder}/labels-r2-1.0.parquet", rows(range(2)))
+            self.delete(f"{folder}/labels-r1-1.parquet")
+        return found
+
+
+def test_a_label_file_that_another_run_replaces_while_the_database_is_filled_does_not_stop_it(
+    database: Database, tmp_path: Path
+) -> None:
+    for name, numbers in {"labels-r1-1": range(2), "labels-r1-2": range(2, 4)}.items():
+        write_partition(tmp_path, "ml_inference_x", DAY, rows(numbers).to_pylist(), name=name)
+    assert fill(Flushing(str(tmp_path)), LABELS, database, ours_only=True) == 4
+    assert len(stored(database)) == 4
+    assert missing_files(Lake(str(tmp_path)), LABELS, database, ours_only=True) == []
+
+
+def test_a_file_that_a_later_flush_has_replaced_is_not_waited_for(
+    database: Database, tmp_path: Path
+) -> None:
+    """The next flush of a retry replaces what the one before has left of a file with rejected rows."""
+    write_partition(tmp_path, "ml_inference_x", DAY, rows(range(2)).to_pylist(), name="labels-r1-1")
+    lake = Lake(str(tmp_path))
+    (there,) = lake.partitions("ml_inference_x")[DAY]
+    assert load(lake, LABELS, database, [there, there.replace("r1-1", "r1-1.0")]) == 2
+    assert load(lake, LABELS, database, [there.replace("r1-1", "r1-1.0")]) == 0
+
+
 def test_a_locked_sqlite_database_is_retryable_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

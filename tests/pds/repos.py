@@ -1,4 +1,4 @@
-"""Repositories made for tests: signed, with a proper tree, in a CAR of which each part can be changed."""
+"""Repositories made for tests: signed, with a valid tree. Every part of the CAR can be changed."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def common_prefix(one: bytes, other: bytes) -> int:
 
 @dataclass
 class Made:
-    """A repository before it is a file. Change what should be wrong, then call `car`."""
+    """A repository before it is encoded. Change what shall be wrong, then call `car`."""
 
     did: str
     key: Key
@@ -148,7 +148,7 @@ class Made:
 def make_repo(
     did: str, records: Mapping[str, Any], key: Key | None = None, rev: str | None = None
 ) -> Made:
-    """`records`: `collection/rkey` → value, or bytes that are taken for an encoded block."""
+    """`records` maps `collection/rkey` to a value, or to the bytes of an encoded block."""
     blocks: dict[bytes, bytes] = {}
     links = {}
     for path, value in records.items():

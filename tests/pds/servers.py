@@ -1,4 +1,4 @@
-"""Real HTTP servers on loopback: a PLC directory and PDSes, with the faults that real ones have."""
+"""HTTP servers on loopback: a PLC directory and PDSes, with the faults that real ones have."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from tests.pds.repos import Made
+from tests.pds.support import FIXTURES, INDEX, car
 
-FIXTURES = Path(__file__).parent / "fixtures"
 HTML_429 = b"<html><head><title>429 Too Many Requests</title></head><body>nginx</body></html>"
 
 
 @dataclass
 class Reply:
-    """`body` None: nothing. `pieces` instead of `body`: sent as chunks, as they come. `cut`: the connection is cut."""
+    """`pieces` are sent instead of `body`, as chunks. `cut` closes the connection instead."""
 
     status: int = 200
     body: bytes = b""
@@ -32,12 +31,12 @@ class Reply:
     cut: bool = False
 
 
-# Path (without the query) and query → the reply, None for the usual one.
+# Maps path (without the query) and query to a reply; None for the usual reply.
 Fault = Callable[[str, dict[str, str]], Reply | None]
 
 
 class Server:
-    """One host. `times` are the moments (monotonic) at which requests came."""
+    """One host. `times` are when requests arrived (seconds, monotonic)."""
 
     def __init__(
         self,
@@ -70,8 +69,8 @@ class Server:
             return reply
         return self._answer(parts.path, query)
 
-    def asked(self) -> Counter[str]:
-        """Method → how often."""
+    def requests(self) -> Counter[str]:
+        """Numbers of requests by XRPC method."""
         return Counter(urlsplit(path).path.rpartition(".")[2] for path in self.paths)
 
     def close(self) -> None:
@@ -79,12 +78,23 @@ class Server:
         self._http.server_close()
 
 
+def most_in_a_second(times: list[float]) -> int:
+    """The most requests in any second, wherever it begins."""
+    ordered = sorted(times)
+    end = most = 0
+    for start, first in enumerate(ordered):
+        while end < len(ordered) and ordered[end] < first + 1:
+            end += 1
+        most = max(most, end - start)
+    return most
+
+
 class _Http(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no error here."""
+        """Ignores clients that disconnect."""
 
 
 def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
@@ -112,7 +122,7 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(b"0\r\n\r\n")
 
         def log_message(self, *arguments: Any) -> None:
-            """Silence."""
+            """Prints nothing."""
 
     return Handler
 
@@ -243,8 +253,7 @@ class Network:
 
     def add_fixtures(self, host: Pds) -> dict[str, str]:
         """The users of the reference PDS; name → DID."""
-        index = json.loads((FIXTURES / "index.json").read_text())
-        for name, entry in index.items():
+        for name, entry in INDEX.items():
             did = entry["did"]
             if (FIXTURES / f"{name}.did.json").exists():
                 found = json.loads((FIXTURES / f"{name}.did.json").read_text())
@@ -252,10 +261,10 @@ class Network:
                 self.plc.documents[did] = found
             if entry["getRepo_status"] == 200:
                 commit = entry["latest_commit"]
-                host.add(did, commit["rev"], commit["cid"], (FIXTURES / f"{name}.car").read_bytes())
+                host.add(did, commit["rev"], commit["cid"], car(name))
             elif (error := entry["getRepo_body"]["error"]) != "RepoNotFound":
                 host.refused[did] = error
-        return {name: entry["did"] for name, entry in index.items()}
+        return {name: entry["did"] for name, entry in INDEX.items()}
 
     def close(self) -> None:
         for server in [self.plc.server, *(host.server for host in self.hosts)]:

@@ -1,19 +1,44 @@
-"""The fixtures of the reference PDS, and the protocol's own vectors."""
+"""Data that others published: the repositories of a reference PDS, and the protocol's test vectors.
+
+Both are read from `shared/`, beside the checkout. Tests that need them carry `needs_fixtures` or
+`needs_interop` and skip elsewhere; tests of the same code with repositories of our own
+(tests/pds/repos.py) run everywhere.
+"""
 
 from __future__ import annotations
 
 import json
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
+
+import pytest
 
 from datasets.repos.state import Identity
 from pds.identity import read_document
+from tests.support import ROOT
 
-FIXTURES = Path(__file__).parent / "fixtures"
-INTEROP = Path(__file__).parent / "interop"
-INDEX: dict[str, Any] = json.loads((FIXTURES / "index.json").read_text())
+SHARED = ROOT.parent / "shared"
+FIXTURES = SHARED / "pds_fixtures"
+INTEROP = SHARED / "interop"
+
+needs_fixtures = pytest.mark.skipif(
+    not FIXTURES.is_dir(),
+    reason="needs the repositories of a reference PDS in ../shared/pds_fixtures",
+)
+needs_interop = pytest.mark.skipif(
+    not INTEROP.is_dir(),
+    reason="needs the protocol's test vectors in ../shared/interop",
+)
+
 WITH_CAR = ["alice", "bob", "carol", "blankpage"]
+
+
+def _load_index() -> dict[str, Any]:
+    path = FIXTURES / "index.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+INDEX = _load_index()
 
 
 def car(name: str) -> bytes:
@@ -28,12 +53,21 @@ def identity(name: str) -> Identity:
 @lru_cache
 def expected(name: str) -> list[dict[str, Any]]:
     """The records that the repository holds: `uri`, `cid`, `value`."""
-    return [
-        json.loads(line) for line in (FIXTURES / f"{name}.records.jsonl").read_text().splitlines()
-    ]
+    lines = (FIXTURES / f"{name}.records.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def vectors(name: str) -> list[str]:
-    """The lines of a file of the protocol's own vectors. Blanks at their ends are part of them."""
-    lines = (INTEROP / name).read_text().split("\n")
+    """Lines of a text file of test vectors, blanks at their ends included; [] without the file."""
+    path = INTEROP / name
+    if not path.exists():
+        return []
+
+    lines = path.read_text().split("\n")
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def json_vectors(name: str) -> list[dict[str, Any]]:
+    """Entries of a JSON file of test vectors; [] without the file."""
+    path = INTEROP / name
+    return json.loads(path.read_text()) if path.exists() else []

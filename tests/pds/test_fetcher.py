@@ -1,11 +1,11 @@
-"""The owner of hosts, in this process, against real servers on loopback."""
+"""HostFetcher in this process, against servers on loopback."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,11 +13,10 @@ import pytest
 
 from pds.fetcher import HostFetcher
 from pds.identity import document_url
-from pds.jobs import Job, List, Listed, Outcome, Resolve, Resolved, Unfinished
+from pds.jobs import Job, JobResult, ListRepos, RepoPage, Resolve, Resolved, Unfinished
 from pds.settings import PdsSettings
 from tests.pds.repos import Key, make_did, make_repo, posts
-from tests.pds.servers import HTML_429, Network, Plc, Reply, network
-from tests.pds.test_throttle import most_in_a_second
+from tests.pds.servers import HTML_429, Network, Plc, Reply, most_in_a_second
 
 QUICK = PdsSettings(
     host_qps=200,
@@ -30,94 +29,88 @@ QUICK = PdsSettings(
 KEY = Key.make()
 
 
-@pytest.fixture
-def net() -> Iterator[Network]:
-    with network() as found:
-        yield found
-
-
 def resolve_job(plc: Plc, number: int) -> Resolve:
     did = make_did(number)
     plc.add(did, KEY.did_key, "http://127.0.0.1:1")
     return Resolve(did, plc.origin, document_url(did, plc.origin))
 
 
-async def outcomes_of(owner: HostFetcher, count: int, seconds: float = 30) -> list[Outcome]:
-    found: list[Outcome] = []
+async def results_of(fetcher: HostFetcher, count: int, seconds: float = 30) -> list[JobResult]:
+    found: list[JobResult] = []
     async with asyncio.timeout(seconds):
         while len(found) < count:
-            found += await owner.take(1)
+            found += await fetcher.take(1)
     return found
 
 
-def run(jobs: Iterable[Job], settings: PdsSettings = QUICK, seconds: float = 30) -> list[Outcome]:
-    async def play() -> list[Outcome]:
-        owner = HostFetcher(settings, (), insecure=True)
+def run(jobs: Iterable[Job], settings: PdsSettings = QUICK, seconds: float = 30) -> list[JobResult]:
+    async def play() -> list[JobResult]:
+        fetcher = HostFetcher(settings, (), insecure=True)
         jobs_here = list(jobs)
-        await owner.submit(jobs_here)
+        await fetcher.submit(jobs_here)
         try:
-            return await outcomes_of(owner, len(jobs_here), seconds)
+            return await results_of(fetcher, len(jobs_here), seconds)
         finally:
-            await owner.close()
+            await fetcher.close()
 
     return asyncio.run(play())
 
 
-def test_the_allowance_is_used_and_never_exceeded(net: Network) -> None:
+def test_the_rate_limit_is_used_and_never_exceeded(net: Network) -> None:
     net.plc.server.latency = 0.1
     jobs = [resolve_job(net.plc, n) for n in range(60)]
     found = run(jobs, PdsSettings(host_qps=20))
-    assert all(isinstance(outcome, Resolved) for outcome in found)
+    assert all(isinstance(result, Resolved) for result in found)
     times = net.plc.server.times
     assert most_in_a_second(times) <= 20
     assert (len(times) - 1) / (times[-1] - times[0]) >= 0.9 * 20
 
 
 def limited_at_first(times: int, reply: Reply) -> Callable[[str, dict[str, str]], Reply | None]:
-    left = [times]
+    remaining = [times]
 
     def fault(path: str, query: dict[str, str]) -> Reply | None:
-        left[0] -= 1
-        return reply if left[0] >= 0 else None
+        remaining[0] -= 1
+        return reply if remaining[0] >= 0 else None
 
     return fault
 
 
 @pytest.mark.parametrize(
-    ("headers", "rest"),
+    ("headers", "seconds"),
     [
         ({"Content-Type": "text/html"}, 0.5),
         ({"Retry-After": "1"}, 1.0),
         ({"RateLimit-Reset": "1"}, 1.0),
     ],
 )
-def test_429s_are_waited_out_and_are_no_failures(
-    net: Network, headers: dict[str, str], rest: float
+def test_429s_pause_the_host_and_are_not_failures(
+    net: Network, headers: dict[str, str], seconds: float
 ) -> None:
     jobs = [resolve_job(net.plc, n) for n in range(12)]
     net.plc.server.fault = limited_at_first(3, Reply(429, HTML_429, headers))
     found = run(jobs, replace(QUICK, patience=5))
-    assert all(isinstance(outcome, Resolved) for outcome in found)
+    assert all(isinstance(result, Resolved) for result in found)
     times = net.plc.server.times
     pause = max(later - earlier for earlier, later in pairwise(times))
-    assert rest * 0.9 <= pause <= rest * 1.1 + 0.3
+    assert seconds * 0.9 <= pause <= seconds * 1.1 + 0.3
     assert len(times) <= 12 + QUICK.in_flight
 
 
-def test_a_host_that_says_429_for_ever_is_left_for_the_next_run(net: Network) -> None:
+def test_a_host_that_always_answers_429_is_given_up(net: Network) -> None:
     jobs = [resolve_job(net.plc, n) for n in range(100)]
     net.plc.server.fault = lambda path, query: Reply(429, HTML_429)
     found = run(jobs, PdsSettings(host_qps=200, limited_seconds=0.2, patience=2))
-    assert {(o.status, o.passing) for o in found if isinstance(o, Unfinished)} == {
+    assert {(o.status, o.transient) for o in found if isinstance(o, Unfinished)} == {
         ("rate_limited", True)
     }
     assert len(found) == 100
     assert "limits our requests" in str(found[0])
-    # The requests under way at the first 429, and one probe after each rest.
+    # The requests under way at the first 429, and one probe after each pause.
     assert len(net.plc.server.times) <= QUICK.in_flight + 2
 
 
-def test_a_host_in_trouble_holds_up_nobody(net: Network) -> None:
+def test_failing_hosts_do_not_delay_others(net: Network) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         dead = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -135,18 +128,18 @@ def test_a_host_in_trouble_holds_up_nobody(net: Network) -> None:
             host_qps=50, connect_seconds=1, slow_seconds=0.5, trouble_seconds=0.2
         )
 
-        async def play() -> tuple[float, list[Outcome]]:
-            owner = HostFetcher(settings, (), insecure=True)
+        async def play() -> tuple[float, list[JobResult]]:
+            fetcher = HostFetcher(settings, (), insecure=True)
             started, good, found = time.monotonic(), 0, []
-            await owner.submit(jobs)
+            await fetcher.submit(jobs)
             while len(found) < len(jobs):
-                found += await owner.take(1)
-                good = sum(isinstance(outcome, Resolved) for outcome in found)
+                found += await fetcher.take(1)
+                good = sum(isinstance(result, Resolved) for result in found)
                 if good == 60 and not isinstance(found[-1], float):
                     break
             until_good = time.monotonic() - started
-            found += await outcomes_of(owner, len(jobs) - len(found))
-            await owner.close()
+            found += await results_of(fetcher, len(jobs) - len(found))
+            await fetcher.close()
             return until_good, found
 
         until_good, found = asyncio.run(play())
@@ -155,46 +148,46 @@ def test_a_host_in_trouble_holds_up_nobody(net: Network) -> None:
         stuck.server.close()
     # 30 requests at 50 a second, and two hosts at once.
     assert until_good < 1.5
-    left = [outcome for outcome in found if isinstance(outcome, Unfinished)]
-    assert {(outcome.status, outcome.passing) for outcome in left} == {("unreachable", True)}
-    assert len(left) == 60
+    unfinished = [result for result in found if isinstance(result, Unfinished)]
+    assert {(result.status, result.transient) for result in unfinished} == {("unreachable", True)}
+    assert len(unfinished) == 60
 
 
-def test_errors_of_the_host_are_tried_again_and_then_left(net: Network) -> None:
+def test_server_errors_are_retried_and_then_left_for_the_next_run(net: Network) -> None:
     good, bad = resolve_job(net.plc, 1), resolve_job(net.plc, 2)
     net.plc.server.fault = lambda path, query: Reply(502) if path.endswith(bad.did) else None
-    found = {outcome.job.did: outcome for outcome in run([good, bad])}  # type: ignore[union-attr]
+    found = {result.job.did: result for result in run([good, bad])}  # type: ignore[union-attr]
     assert isinstance(found[good.did], Resolved)
-    left = found[bad.did]
-    assert isinstance(left, Unfinished)
-    assert (left.status, left.passing) == ("unreachable", True)
-    assert "answered with 502" in left.error
+    unfinished = found[bad.did]
+    assert isinstance(unfinished, Unfinished)
+    assert (unfinished.status, unfinished.transient) == ("unreachable", True)
+    assert "answered with 502" in unfinished.error
     assert net.plc.server.paths.count(f"/{bad.did}") == QUICK.attempts
 
 
-def test_an_error_that_passes_is_no_error(net: Network) -> None:
+def test_a_transient_failure_is_retried(net: Network) -> None:
     jobs = [resolve_job(net.plc, n) for n in range(3)]
     net.plc.server.fault = limited_at_first(2, Reply(cut=True))
-    assert all(isinstance(outcome, Resolved) for outcome in run(jobs))
+    assert all(isinstance(result, Resolved) for result in run(jobs))
 
 
-def test_a_host_that_may_not_be_asked_is_refused_for_good(net: Network) -> None:
-    async def play() -> list[Outcome]:
-        owner = HostFetcher(QUICK, (), insecure=False)
-        await owner.submit(
+def test_a_forbidden_host_is_not_a_transient_failure(net: Network) -> None:
+    async def play() -> list[JobResult]:
+        fetcher = HostFetcher(QUICK, (), insecure=False)
+        await fetcher.submit(
             [
                 resolve_job(net.plc, 1),
                 Resolve("did:web:localhost", "https://localhost", "https://localhost/x"),
             ]
         )
-        found = await outcomes_of(owner, 2)
-        await owner.close()
+        found = await results_of(fetcher, 2)
+        await fetcher.close()
         return found
 
-    for outcome in asyncio.run(play()):
-        assert isinstance(outcome, Unfinished)
-        assert (outcome.status, outcome.passing) == ("unreachable", False)
-        assert "is not asked" in outcome.error
+    for result in asyncio.run(play()):
+        assert isinstance(result, Unfinished)
+        assert (result.status, result.transient) == ("unreachable", False)
+        assert "is not contacted" in result.error
     assert net.plc.server.paths == []
 
 
@@ -204,16 +197,16 @@ def test_the_pages_of_a_host(net: Network) -> None:
         net.add(make_repo(make_did(n), posts(1)), host)
     host.refused[make_did(50)] = "RepoTakendown"
 
-    async def play() -> list[Listed]:
-        owner, pages = HostFetcher(QUICK, (), insecure=True), []
-        job: List | None = List(host.origin)
+    async def play() -> list[RepoPage]:
+        fetcher, pages = HostFetcher(QUICK, (), insecure=True), []
+        job: ListRepos | None = ListRepos(host.origin)
         while job:
-            await owner.submit([job])
-            [page] = await outcomes_of(owner, 1)
-            assert isinstance(page, Listed)
+            await fetcher.submit([job])
+            [page] = await results_of(fetcher, 1)
+            assert isinstance(page, RepoPage)
             pages.append(page)
-            job = List(host.origin, page.cursor) if page.cursor else None
-        await owner.close()
+            job = ListRepos(host.origin, page.cursor) if page.cursor else None
+        await fetcher.close()
         return pages
 
     pages = asyncio.run(play())
@@ -228,15 +221,15 @@ def test_the_pages_of_a_host(net: Network) -> None:
     "body",
     [b"<html>", b"{}", b'{"repos": 5}', b'{"repos": null, "cursor": "x"}', b"[" * 9000],
 )
-def test_a_host_that_lists_nothing_that_can_be_read(net: Network, body: bytes) -> None:
+def test_a_host_whose_list_cannot_be_read(net: Network, body: bytes) -> None:
     host = net.host()
     host.server.fault = lambda path, query: Reply(body=body)
-    [left] = run([List(host.origin)])
-    assert isinstance(left, Unfinished)
-    assert "does not list" in left.error
+    [unfinished] = run([ListRepos(host.origin)])
+    assert isinstance(unfinished, Unfinished)
+    assert "does not list" in unfinished.error
 
 
-def test_odd_entries_of_a_listing_are_left_out(net: Network) -> None:
+def test_invalid_entries_of_a_list_are_skipped(net: Network) -> None:
     host = net.host()
     body = (
         b'{"repos": [5, {}, {"did": "../../etc"}, {"did": 7}, {"did": "did:example:x"},'
@@ -244,8 +237,8 @@ def test_odd_entries_of_a_listing_are_left_out(net: Network) -> None:
         b' {"did": "did:web:x.example", "active": false, "status": ["x"]}], "cursor": 5}'
     )
     host.server.fault = lambda path, query: Reply(body=body)
-    [page] = run([List(host.origin)])
-    assert isinstance(page, Listed)
+    [page] = run([ListRepos(host.origin)])
+    assert isinstance(page, RepoPage)
     assert [(repo.did, repo.status) for repo in page.repos] == [
         ("did:plc:lnadw26jdmxczzlxrsbwyhy4", None),
         ("did:web:x.example", None),
@@ -253,17 +246,17 @@ def test_odd_entries_of_a_listing_are_left_out(net: Network) -> None:
     assert page.cursor is None
 
 
-def test_what_breaks_the_owner_reaches_who_waits() -> None:
+def test_an_unexpected_error_is_raised_by_take() -> None:
     async def play() -> None:
-        owner = HostFetcher(QUICK, (), insecure=True)
-        await owner.submit([Resolve("did:plc:x", "http://127.0.0.1:1", 5)])  # type: ignore[arg-type]
-        await outcomes_of(owner, 1)
+        fetcher = HostFetcher(QUICK, (), insecure=True)
+        await fetcher.submit([Resolve("did:plc:x", "http://127.0.0.1:1", 5)])  # type: ignore[arg-type]
+        await results_of(fetcher, 1)
 
     with pytest.raises((TypeError, AttributeError)):
         asyncio.run(play())
 
 
-def test_requests_that_are_redirected_to_one_host_do_not_cut_each_other_off(net: Network) -> None:
+def test_redirects_to_one_host_do_not_close_each_others_connections(net: Network) -> None:
     """The host at the end of the redirects has no jobs of its own."""
     front = net.host()
     jobs = [resolve_job(net.plc, n) for n in range(40)]
@@ -272,5 +265,5 @@ def test_requests_that_are_redirected_to_one_host_do_not_cut_each_other_off(net:
     found = run(
         [Resolve(job.did, front.origin, job.url.replace(job.origin, front.origin)) for job in jobs]
     )
-    assert [type(outcome) for outcome in found] == [Resolved] * 40
+    assert [type(result) for result in found] == [Resolved] * 40
     assert len(net.plc.server.paths) == 40

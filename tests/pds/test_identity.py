@@ -11,7 +11,7 @@ from pds.errors import RejectedRepo
 from pds.identity import check_did, document_url, read_document
 from tests.pds.repos import Key, make_did
 from tests.pds.servers import document
-from tests.pds.support import FIXTURES, INDEX, INTEROP
+from tests.pds.support import FIXTURES, INDEX, json_vectors, needs_fixtures, needs_interop
 
 DID = make_did(3)
 KEY = Key.make()
@@ -25,6 +25,7 @@ def refusal(body: Any, status: int = 200, did: str = DID) -> tuple[str, str]:
     return caught.value.status, caught.value.reason
 
 
+@needs_fixtures
 @pytest.mark.parametrize(
     "name", [name for name in INDEX if (FIXTURES / f"{name}.did.json").exists()]
 )
@@ -50,8 +51,9 @@ def test_keys_of_both_curves(curve: type[ec.EllipticCurve]) -> None:
     assert (found.key, found.host, found.handle) == (key.did_key, PDS, "user.example.com")
 
 
+@needs_interop
 def test_keys_of_the_older_kinds() -> None:
-    for vector in json.loads((INTEROP / "crypto/signature-fixtures.json").read_text()):
+    for vector in json_vectors("crypto/signature-fixtures.json"):
         content = document(DID, KEY.did_key, PDS)
         content["verificationMethod"][0] |= {
             "type": vector["didDocSuite"],
@@ -61,7 +63,7 @@ def test_keys_of_the_older_kinds() -> None:
         assert found.key == vector["publicKeyDid"]
 
 
-def test_the_pds_is_found_by_its_id_not_by_its_place() -> None:
+def test_the_pds_is_found_by_its_id_not_by_its_position() -> None:
     content = document(DID, KEY.did_key, PDS)
     labeler = {
         "id": "#atproto_labeler",
@@ -106,11 +108,11 @@ def test_a_bad_document(change: dict[str, Any], status: str, reason: str) -> Non
 @pytest.mark.parametrize(
     "body", [b"", b"<html>", b"[]", b"[" * 5000, b"null", b'"text"', b"\xff\xfe"]
 )
-def test_a_document_that_is_none(body: bytes) -> None:
+def test_answers_that_are_not_a_json_object(body: bytes) -> None:
     assert refusal(body)[0] == "corrupt"
 
 
-def test_answers_that_are_no_document() -> None:
+def test_answers_with_other_statuses() -> None:
     assert refusal(b"{}", 404) == ("not_found", "there is no such DID")
     assert refusal(b"{}", 410)[0] == "not_found"
     assert refusal(b"{}", 403)[0] == "unreachable"
@@ -197,7 +199,7 @@ def test_origins(url: str, origin: str) -> None:
         "",
     ],
 )
-def test_urls_that_are_not_asked(url: str) -> None:
+def test_urls_that_are_not_contacted(url: str) -> None:
     with pytest.raises(RejectedRepo) as caught:
         origin_of(url)
     assert caught.value.status == "unreachable"
@@ -207,12 +209,36 @@ def test_urls_that_are_not_asked(url: str) -> None:
 @pytest.mark.parametrize(
     "address",
     [
-        "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "100.100.100.200",
-        "0.0.0.0", "255.255.255.255", "224.0.0.1", "240.0.0.1", "192.0.2.1", "198.18.0.1", "168.63.129.16",
-        "::", "::1", "fe80::1", "fe80::1%eth0", "fd00:ec2::254", "fec0::1", "ff0e::1", "100::1", "2001:db8::1",
-        "::ffff:10.0.0.1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "::127.0.0.1",
+        "127.0.0.1",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "100.100.100.200",
+        "0.0.0.0",
+        "255.255.255.255",
+        "224.0.0.1",
+        "240.0.0.1",
+        "192.0.2.1",
+        "198.18.0.1",
+        "168.63.129.16",
+        "::",
+        "::1",
+        "fe80::1",
+        "fe80::1%eth0",
+        "fd00:ec2::254",
+        "fec0::1",
+        "ff0e::1",
+        "100::1",
+        "2001:db8::1",
+        "::ffff:10.0.0.1",
+        "::ffff:169.254.169.254",
+        "64:ff9b::a9fe:a9fe",
+        "2002:7f00:1::",
+        "::127.0.0.1",
     ],
-)  # fmt: skip
+)
 def test_addresses_that_are_not_public(address: str) -> None:
     with pytest.raises(RejectedRepo, match="not public"):
         check_addresses("pds.example.com", ["8.8.8.8", address])

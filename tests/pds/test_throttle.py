@@ -7,45 +7,42 @@ from email.utils import formatdate
 import pytest
 
 from pds.settings import PdsSettings
-from pds.throttle import MAX_REST, HostThrottle, Pace
+from pds.throttle import MAX_PAUSE, HostThrottle, RequestWindow
+from tests.pds.servers import most_in_a_second
 
 EPOCH = 1_800_000_000.0
 
 
-def manners(**settings: float) -> HostThrottle:
+def make_throttle(**settings: float) -> HostThrottle:
     return HostThrottle(PdsSettings(**settings), random.Random(1))  # type: ignore[arg-type]
 
 
-def ask(host: HostThrottle, now: float) -> None:
+def send(host: HostThrottle, now: float) -> None:
     assert host.delay(now) == 0
-    host.sent(now)
-
-
-def most_in_a_second(times: list[float]) -> int:
-    return max(sum(start <= other < start + 1 for other in times) for start in times)
+    host.record_sent(now)
 
 
 @pytest.mark.parametrize("qps", [9.0, 4.5, 1.0, 0.3, 50.0])
 @pytest.mark.parametrize("late", [0.0, 0.02, 0.3])
 def test_a_second_never_has_more_requests_than_allowed(qps: float, late: float) -> None:
-    """Whoever asks may come late; it is caught up with, but never beyond the limit."""
-    pace, rng, now, times = Pace(qps), random.Random(2), 1000.0, []
+    """Requests may be late. Later ones catch up, but never beyond the limit."""
+    window, rng, now, times = RequestWindow(qps), random.Random(2), 1000.0, []
     while now < 1000 + 200 / qps:
-        now += pace.delay(now) + rng.random() * late
-        if pace.delay(now) <= 0:
-            pace.sent(now)
+        now += window.delay(now) + rng.random() * late
+        if window.delay(now) <= 0:
+            window.add(now)
             times.append(now)
     assert most_in_a_second(times) <= math.ceil(qps)
     if late == 0 or (qps, late) == (9.0, 0.02):
         assert len(times) >= 0.95 * 200
 
 
-def test_a_429_without_a_word_is_a_rest_of_five_minutes_with_jitter() -> None:
-    host = manners()
-    ask(host, 0)
-    host.limited(0, {}, EPOCH)
-    assert 300 <= host.resting(0) <= MAX_REST
-    assert host.delay(100) == pytest.approx(host.resting(100))
+def test_a_429_without_headers_is_a_pause_of_five_minutes_with_jitter() -> None:
+    host = make_throttle()
+    send(host, 0)
+    host.record_rate_limit(0, {}, EPOCH)
+    assert 300 <= host.pause_left(0) <= MAX_PAUSE
+    assert host.delay(100) == pytest.approx(host.pause_left(100))
 
 
 @pytest.mark.parametrize(
@@ -65,113 +62,115 @@ def test_a_429_without_a_word_is_a_rest_of_five_minutes_with_jitter() -> None:
         ({"ratelimit-reset": "inf"}, 300, 330),
     ],
 )
-def test_how_long_a_host_rests(headers: dict[str, str], least: float, most: float) -> None:
-    host = manners()
-    ask(host, 0)
-    host.limited(0, headers, EPOCH)
-    assert least - 0.01 <= host.resting(0) <= most + 0.01
+def test_how_long_a_host_is_paused(headers: dict[str, str], least: float, most: float) -> None:
+    host = make_throttle()
+    send(host, 0)
+    host.record_rate_limit(0, headers, EPOCH)
+    assert least - 0.01 <= host.pause_left(0) <= most + 0.01
 
 
-def test_after_a_rest_one_request_goes_alone_until_it_is_answered() -> None:
-    host = manners()
-    ask(host, 0)
-    host.limited(0, {"retry-after": "10"}, EPOCH)
-    ask(host, 12)
+def test_after_a_pause_one_request_is_sent_alone_until_its_answer() -> None:
+    host = make_throttle()
+    send(host, 0)
+    host.record_rate_limit(0, {"retry-after": "10"}, EPOCH)
+    send(host, 12)
     assert host.delay(13) == math.inf
-    host.answered(13, {}, EPOCH)
+    host.record_answer(13, {}, EPOCH)
     assert host.delay(13) == 0
-    ask(host, 13)
+    send(host, 13)
     assert host.delay(14) == 0
 
 
-def test_a_probe_that_was_never_sent_lets_the_next_go() -> None:
-    host = manners()
-    ask(host, 0)
-    host.limited(0, {"retry-after": "10"}, EPOCH)
-    ask(host, 12)
-    host.withdrawn()
-    ask(host, 13)
+def test_a_cancelled_probe_lets_the_next_request_through() -> None:
+    host = make_throttle()
+    send(host, 0)
+    host.record_rate_limit(0, {"retry-after": "10"}, EPOCH)
+    send(host, 12)
+    host.cancel_request()
+    send(host, 13)
 
 
-def test_answers_that_were_under_way_count_as_one() -> None:
-    host = manners()
+def test_429s_to_concurrent_requests_count_as_one_pause() -> None:
+    host = make_throttle()
     for n in range(6):
-        ask(host, n)
+        send(host, n)
     for n in range(6):
-        host.limited(6 + n / 10, {"retry-after": "20"}, EPOCH)
-    assert host.gave_up is None
-    assert host.resting(6.5) >= 20
+        host.record_rate_limit(6 + n / 10, {"retry-after": "20"}, EPOCH)
+    assert host.gave_up_status is None
+    assert host.pause_left(6.5) >= 20
 
 
 @pytest.mark.parametrize("status", ["rate_limited", "unreachable"])
-def test_a_host_that_never_answers_between_its_rests_is_left_alone(status: str) -> None:
-    host, now, rests = manners(patience=2), 0.0, 0
-    while host.gave_up is None:
-        ask(host, now)
+def test_a_host_without_any_answer_between_pauses_is_given_up(status: str) -> None:
+    host, now, pauses = make_throttle(patience=2), 0.0, 0
+    while host.gave_up_status is None:
+        send(host, now)
         if status == "rate_limited":
-            host.limited(now, {}, EPOCH)
+            host.record_rate_limit(now, {}, EPOCH)
         else:
-            host.failed(now, at_once=True)
-        rests += 1
-        now += host.resting(now)
-    assert (host.gave_up, rests) == (status, 3)
+            host.record_failure(now, pause_at_once=True)
+        pauses += 1
+        now += host.pause_left(now)
+    assert (host.gave_up_status, pauses) == (status, 3)
 
 
-def test_one_answer_between_makes_patience_new() -> None:
-    host, now = manners(patience=2), 0.0
+def test_one_answer_resets_the_number_of_pauses() -> None:
+    host, now = make_throttle(patience=2), 0.0
     for _ in range(10):
-        ask(host, now)
-        host.limited(now, {"retry-after": "5"}, EPOCH)
-        now += host.resting(now)
-        ask(host, now)
-        host.answered(now, {}, EPOCH)
+        send(host, now)
+        host.record_rate_limit(now, {"retry-after": "5"}, EPOCH)
+        now += host.pause_left(now)
+        send(host, now)
+        host.record_answer(now, {}, EPOCH)
         now += 1
-    assert host.gave_up is None
+    assert host.gave_up_status is None
 
 
-def test_errors_of_single_requests_are_trouble_only_in_a_row() -> None:
-    host, now = manners(), 0.0
+def test_errors_of_single_requests_pause_the_host_only_in_a_row() -> None:
+    host, now = make_throttle(), 0.0
     for _ in range(5):
         for _ in range(2):
-            ask(host, now)
-            host.failed(now, at_once=False)
+            send(host, now)
+            host.record_failure(now, pause_at_once=False)
             now += 1
-        ask(host, now)
-        host.answered(now, {}, EPOCH)
+        send(host, now)
+        host.record_answer(now, {}, EPOCH)
         now += 1
-    assert host.resting(now) == 0
+    assert host.pause_left(now) == 0
     for _ in range(3):
-        ask(host, now)
-        host.failed(now, at_once=False)
+        send(host, now)
+        host.record_failure(now, pause_at_once=False)
         now += 1
-    assert host.resting(now) > 0
+    assert host.pause_left(now) > 0
 
 
-def test_trouble_rests_longer_each_time() -> None:
-    host, now, rests = manners(patience=5), 0.0, []
+def test_pauses_of_a_failing_host_grow() -> None:
+    host, now, pauses = make_throttle(patience=5), 0.0, []
     for _ in range(4):
-        ask(host, now)
-        host.failed(now, at_once=True)
-        rests.append(host.resting(now))
-        now += rests[-1]
-    assert [round(rest, -1) for rest in rests] == pytest.approx([10, 30, 120, 120], abs=11)
-    assert rests[0] < rests[1] < rests[2]
+        send(host, now)
+        host.record_failure(now, pause_at_once=True)
+        pauses.append(host.pause_left(now))
+        now += pauses[-1]
+    assert [round(pause, -1) for pause in pauses] == pytest.approx([10, 30, 120, 120], abs=11)
+    assert pauses[0] < pauses[1] < pauses[2]
 
 
-def test_what_a_host_has_left_for_us_makes_us_slower_never_faster() -> None:
-    host = manners()
-    ask(host, 0)
-    host.answered(0, {"ratelimit-remaining": "9", "ratelimit-reset": str(int(EPOCH) + 100)}, EPOCH)
+def test_rate_limit_headers_slow_requests_down_and_never_speed_them_up() -> None:
+    host = make_throttle()
+    send(host, 0)
+    host.record_answer(
+        0, {"ratelimit-remaining": "9", "ratelimit-reset": str(int(EPOCH) + 100)}, EPOCH
+    )
     assert host.delay(0.5) == pytest.approx(9.5)
-    host = manners()
-    ask(host, 0)
-    host.answered(
+    host = make_throttle()
+    send(host, 0)
+    host.record_answer(
         0, {"ratelimit-remaining": "5000", "ratelimit-reset": str(int(EPOCH) + 100)}, EPOCH
     )
     assert host.delay(0) == pytest.approx(1 / 18, rel=0.1)
-    host = manners()
-    ask(host, 0)
-    host.answered(
+    host = make_throttle()
+    send(host, 0)
+    host.record_answer(
         0, {"ratelimit-remaining": "0", "ratelimit-reset": str(int(EPOCH) + 10**7)}, EPOCH
     )
-    assert host.delay(0) == pytest.approx(MAX_REST)
+    assert host.delay(0) == pytest.approx(MAX_PAUSE)

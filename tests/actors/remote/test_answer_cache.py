@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from actors.remote import answer_cache as responses
 from actors.remote.answer_cache import (
     AnswerCache,
     AnswerCacheAddress,
@@ -22,7 +23,6 @@ from actors.remote.answer_cache import (
     leave_answer_cache,
 )
 from actors.remote.answer_client import Answers
-from actors.remote.protocol import answer_cache as responses
 from datasets import answer_store as table
 from datasets.answer_store import RunScope, remove_answers, store_path
 from datasets.errors import ConfigError, our_error
@@ -227,7 +227,7 @@ def test_a_file_of_an_older_version_keeps_its_answers(tmp_path: Path) -> None:
         await store.leave(MONTH, staged=True)
         assert kept(tmp_path) == {"old": b"1"}
         wall.now += table.UNUSED_SECONDS + 1
-        await open_store(tmp_path, wall=wall).join("run-2")
+        await open_store(tmp_path, wall=wall).join(OTHER_DATES)
         assert kept(tmp_path) == {}
 
     run(story())
@@ -241,7 +241,7 @@ def test_what_was_not_asked_for_in_a_month_goes_when_the_store_is_opened(tmp_pat
         wall.now += 20 * DAY_SECONDS
         await open_store(tmp_path, wall=wall).claim(["a"], client_id(MONTH))
         wall.now += 20 * DAY_SECONDS
-        await open_store(tmp_path, wall=wall).join("run-2")
+        await open_store(tmp_path, wall=wall).join(OTHER_DATES)
         assert kept(tmp_path) == {"a": b"1"}
 
     run(story())
@@ -311,11 +311,32 @@ def test_a_claim_that_ray_repeats_is_the_same_claim(tmp_path: Path) -> None:
     run(story())
 
 
+def test_a_killed_run_holds_up_the_same_command_not_at_all(tmp_path: Path) -> None:
+    """The store outlives it, with its claims, and dates that are locked have one run at a time."""
+
+    async def story() -> None:
+        store, again = open_store(tmp_path), replace(MONTH, run_id="run-3")
+        await store.join(MONTH)
+        await store.join(OTHER_DATES)
+        assert (await store.claim(["a", "b"], client_id(MONTH, "one"))).mine
+        assert (await store.claim(["c"], client_id(OTHER_DATES, "two"))).mine
+        await store.join(again)
+        assert (await store.claim(["a", "c"], client_id(again, "three"))).mine == ["a"]
+        # What is left of the killed run has no say any more, but its answers are welcome.
+        assert await store.claim(["a", "b", "d"], client_id(MONTH, "one")) == Claim({}, [])
+        await store.put({"b": b"2"}, client_id(MONTH, "one"))
+        assert await store.claim(["a", "b"], client_id(again, "three")) == Claim({"b": b"2"}, [])
+        assert await store.leave(again, staged=True) == 1
+        assert kept(tmp_path) == {}
+
+    run(story())
+
+
 def test_an_actor_that_outlives_its_run_does_not_keep_the_store_alive(tmp_path: Path) -> None:
     async def story() -> None:
         store = open_store(tmp_path)
-        await store.join("run-1")
-        await store.join("run-2")
+        await store.join(MONTH)
+        await store.join(OTHER_DATES)
         assert await store.leave(MONTH, staged=True) == 1
         await store.alive(client_id(MONTH))
         assert await store.leave(OTHER_DATES, staged=True) == 0
@@ -412,14 +433,14 @@ def test_lakes_of_the_same_relative_name_share_nothing(
 def test_a_folder_that_cannot_hold_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "queues").write_text("a file")
     with pytest.raises(ConfigError, match="cannot keep answers in"):
-        run(open_store(tmp_path).join("run-1"))
+        run(open_store(tmp_path).join(MONTH))
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     os.makedirs(os.path.dirname(path_of(tmp_path)))
     Path(path_of(tmp_path)).write_text("not SQLite " * 1_000)
     for attempt in (
-        lambda: run(open_store(tmp_path).join("run-1")),
+        lambda: run(open_store(tmp_path).join(MONTH)),
         lambda: remove_answers(Lake(str(tmp_path)), NAME, MONTH),
     ):
         with pytest.raises(ConfigError, match=f"{NAME}.db"):
@@ -486,7 +507,7 @@ def test_the_store_of_a_killed_driver_ends_by_itself(address: AnswerCacheAddress
     import ray
 
     store = responses._shared_answer_cache(address, silent_seconds=0.4)
-    ray.get(store.join.remote("run-1"))
+    ray.get(store.join.remote(MONTH))
     wait_until(lambda: not is_there(address))
     join_answer_cache(address)  # a later run finds a new one
     leave_answer_cache(address, staged=True)

@@ -10,6 +10,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from actors.remote.answer_cache import AnswerCache, ClientId
 from actors.remote.answer_client import Answers
 from actors.remote.chat import ChatApi, LocalOrLlmSettings
 from actors.remote.client import ApiClassifier, connect_here
-from actors.remote.protocol import DoubtfulRefusal, MalformedError, Quota, Remote
-from actors.remote.rate_limiter import Lease, Limiter
+from actors.remote.protocol import AskOtherwise, DoubtfulRefusal, MalformedError, Quota, Remote
+from actors.remote.rate_limiter import Lease, Limiter, limiter_name
 from actors.remote.reading import read, usage
 from datasets.answer_store import RunScope
 from datasets.errors import ConfigError, FatalError, RejectedPost, RetryableError
@@ -189,6 +190,27 @@ def test_attributes_that_a_server_does_not_know_stay_null() -> None:
         assert api.stats()["calls"] == 3 + 2, "each unknown attribute costs one call in all"
 
 
+def test_a_server_that_offers_one_attribute_labels_a_single_post() -> None:
+    """However often it is put otherwise: the last post of a run has no other to share the tries with."""
+    with api_server(without=[name for name in perspective.ATTRIBUTES if name != "TOXICITY"]) as api:
+        (labels,) = ask_perspective(api, attempts=2).classify(["a"])
+        assert isinstance(labels, dict)
+        assert [name for name, value in labels.items() if value is not None] == ["prob_toxic"]
+        assert api.stats()["calls"] == len(perspective.ATTRIBUTES)
+
+
+def test_a_refusal_of_what_was_not_asked_for_is_tried_no_more_than_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        perspective, "_UNKNOWN_ATTRIBUTE", re.compile("(slow down)|does not (support)")
+    )
+    with api_server(refused=1.0) as api:
+        (outcome,) = ask_perspective(api, attempts=3).classify(["a"])
+        assert isinstance(outcome, RetryableError)
+        assert api.stats()["calls"] == 3
+
+
 def test_passing_failures_are_retried_until_they_pass() -> None:
     with api_server(p503=0.2, broken=0.1, p429=0.1) as api:
         found = ask_perspective(api, attempts=12).classify([f"post {n}" for n in range(60)])
@@ -255,6 +277,23 @@ def test_a_503_that_asks_for_a_day_leaves_the_posts_for_the_next_run() -> None:
         assert api.stats()["calls"] == 5
         classifier.classify(["another block"])
         assert api.stats()["calls"] == 5
+
+
+def test_whoever_waits_for_a_pause_hears_at_once_that_nothing_more_is_asked() -> None:
+    with (
+        api_server(p503=1.0, retry_after=A_DAY, latency=0.5) as api,
+        ThreadPoolExecutor(1) as executor,
+    ):
+        remote = perspective.remote(
+            perspective.Settings(qps=500, in_flight=5), Environment(api.environment)
+        )
+        classifier = connect_here(remote)
+        classifier._works = True
+        found = executor.submit(classifier.classify, [f"post {n}" for n in range(100)])
+        while api.stats()["calls"] < 5:
+            pass
+        Limiter(limiter_name(remote.endpoint, remote.credential)).throttled(3000.0)
+        assert all(isinstance(outcome, RetryableError) for outcome in found.result(timeout=60))
 
 
 def test_shorter_pauses_are_waited_for_until_they_are_too_long_together(
@@ -655,6 +694,7 @@ def test_an_endpoint_that_begins_to_refuse_everything_rejects_few_posts(
 def test_what_crosses_processes_pickles() -> None:
     for error in (
         MalformedError("odd"),
+        AskOtherwise("without it", kind="unknown_attribute"),
         DoubtfulRefusal("of the post", "of everything"),
         RetryableError("HTTP 503", retry_after=2.0, kind="http_503"),
         RejectedPost("refused"),

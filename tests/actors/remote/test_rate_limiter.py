@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from actors.remote import rate_limiter as module
 from actors.remote.clock import Clock, boot_id
 from actors.remote.protocol import Quota
-from actors.remote.protocol import rate_limiter as module
 from actors.remote.rate_limiter import HORIZON, MARGIN, Activity, Limiter
 from datasets.errors import ConfigError
 from tests.clocks import TestClock
@@ -149,6 +149,48 @@ def test_an_absurd_number_of_tokens_stops_nobody_for_good(limiter: Limiter) -> N
     limiter.settle(quota, 1e18)
     lease = limiter.lease(quota, 1, 10)
     assert (lease.wait, lease.pause) == (3600.0, 0.0)
+
+
+def test_who_mends_a_quota_that_was_too_slow_waits_no_longer_than_the_new_one_says(
+    limiter: Limiter, time: TestClock
+) -> None:
+    limiter.lease(Quota(0.001), 1)
+    time.now += 5
+    assert limiter.lease(Quota(10), 1).slots == (time.now + 0.1,)
+
+
+def test_tokens_that_are_owed_are_owed_at_the_quota_of_now(
+    limiter: Limiter, time: TestClock
+) -> None:
+    slow, fast = Quota(100, tokens_per_minute=100), Quota(100, tokens_per_minute=60_000)
+    limiter.lease(slow, 1, 2_000)
+    assert limiter.lease(slow, 1, 2_000).wait == pytest.approx(1_200 * (1 + MARGIN))
+    assert limiter.lease(fast, 1, 2_000).wait == pytest.approx(2 * (1 + MARGIN))
+    assert limiter.lease(slow, 1, 2_000).wait == pytest.approx(1_200 * (1 + MARGIN)), (
+        "nothing was forgiven"
+    )
+
+
+def test_the_file_holds_what_was_sent_of_late_however_large_the_quota(
+    limiter: Limiter, time: TestClock, tmp_path: Path
+) -> None:
+    for _ in range(2_000):
+        limiter.lease(Quota(100_000), 4)
+        time.now += 0.01
+    assert len(json.loads((tmp_path / "x").read_text())["counted"]) <= 500
+
+
+def test_a_request_that_left_after_its_slot_was_forgotten_counts_all_the_same(
+    limiter: Limiter, time: TestClock
+) -> None:
+    (slot,) = limiter.lease(Quota(1), 1).slots
+    time.now += 10
+    limiter.lease(Quota(1), 0)
+    (other,) = limiter.lease(Quota(1), 1).slots
+    time.now += 2
+    limiter.lease(Quota(1), 0, used=[(slot, time.now), (other, None)])
+    lease = limiter.lease(Quota(1), 1)
+    assert (lease.slots, lease.wait) == ((), pytest.approx(1.0))
 
 
 def test_a_429_pauses_everybody_for_as_long_as_the_server_says(

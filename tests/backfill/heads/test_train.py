@@ -446,6 +446,16 @@ def test_a_group_trains_its_head_reads_its_card_and_uses_it(tmp_path: Path, sett
     assert (value(same, "label", "agreement"), value(same, "label", "Cohen's kappa")) == (1.0, 1.0)
 
 
+def test_a_bad_file_of_tests_is_named_before_anything_is_learnt(
+    tmp_path: Path, settings: Any
+) -> None:
+    labels, head = write(tmp_path / "ours.csv", examples()), tmp_path / "h.safetensors"
+    (tmp_path / "test.csv").write_text("words\na\n")
+    with pytest.raises(ConfigError, match=r"test\.csv begin with 'words'"):
+        train_head(INTERGROUP, [labels], str(head), settings, test=str(tmp_path / "test.csv"))
+    assert not head.exists()
+
+
 def test_figures_are_of_texts_that_the_head_had_not_seen(tmp_path: Path, settings: Any) -> None:
     """Labels by chance can be learnt by heart, and must not look learnt."""
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backfill.labels.post_filter import PostFilter
-from backfill.labels.run import _scope
+from backfill.labels.run import _run_scope
 from datasets.answer_store import RunScope
 from datasets.posts import Sample
 
@@ -16,7 +16,7 @@ POSTS = PostFilter("posts", "2024-10-01", "2024-10-31")
 
 
 def scope_of(scope: PostFilter, run_id: str = "run-1") -> RunScope:
-    return _scope(run_id, "run", {**scope.as_dict(), "integrations": [run_id]}, scope.dates)
+    return _run_scope(run_id, "run", {**scope.as_dict(), "integrations": [run_id]}, scope.dates)
 
 
 def test_the_same_command_is_of_the_same_kind_whatever_its_dates() -> None:

@@ -137,6 +137,20 @@ def test_what_a_skipped_file_holds_is_copied_from_another_date(tmp_path: Path) -
     assert rows(two) == expected
 
 
+def test_a_bad_label_file_of_the_target_is_named_or_gone_on_without(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    write_partition(one, VALENCE, DAY, label(range(5), "a"))
+    write_partition(two, VALENCE, DAY, label([1], "b"))
+    bad = write_partition(two, VALENCE, DAY, label([2], "b"), "bad")
+    bad.write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match=r"bad\.parquet: not a readable Parquet file"):
+        copy_labels(one, two)
+    copied = copy_labels(one, two, skip=True)
+    assert (copied.rows, copied.already) == (4, 1)
+    bad.unlink()
+    assert rows(two) == [(DAY, n, "b" if n == 1 else "a") for n in range(5)]
+
+
 def test_copies_of_copies_have_names_of_their_own_that_do_not_grow(tmp_path: Path) -> None:
     lakes = [tmp_path / name for name in "abcd"]
     write_partition(lakes[0], VALENCE, DAY, label(range(5), "m"), "labels-0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,12 +16,13 @@ from backfill.labels import phases
 from backfill.workspace import Workspace
 from datasets import queues
 from datasets.errors import ConfigError
+from datasets.labels import writing
 from datasets.lake import Lake
 from datasets.locking import leases
 from datasets.locking.locks import Lock
-from datasets.schemas import POST_SCHEMA
+from datasets.schemas import POST_SCHEMA, staged_schema
 from tests.s3_server import BUCKET, Endpoint
-from tests.support import DAY, VALENCE, make_uri, post, write_partition
+from tests.support import DAY, VALENCE, lake_labels, make_uri, post, queue_files, write_partition
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 QUEUE = queues.folder("input", VALENCE)
@@ -93,6 +95,20 @@ def test_a_post_that_is_queued_for_two_dates_leaves_both_segments_once_it_is_lab
     assert queued(lake) == sorted(make_uri(n) for n in range(10, 15))
 
 
+def test_what_is_left_of_one_segment_and_is_all_of_another_stays_queued(tmp_path: Path) -> None:
+    """Two that enqueue in the same second: the rest has the name of the other segment."""
+    lake = Lake(str(tmp_path))
+    pairs = [(range(n), range(n - 1, n)) for n in range(2, 9)]
+    first, second = next(
+        (one, other) for one, other in pairs if enqueue(lake, one) < enqueue(lake, other)
+    )
+    queues.clear(lake, "input", VALENCE)
+    assert enqueue(lake, first) < enqueue(lake, second)
+    label(tmp_path, range(len(first) - 1))
+    phases._remove_done(lake, resolve(VALENCE), None)
+    assert queued(lake) == [make_uri(second[0])]
+
+
 def test_removing_what_is_done_holds_one_segment_whatever_is_queued(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     days = [f"2024-10-{day:02}" for day in range(1, 13)]
@@ -142,3 +158,44 @@ def test_a_clear_that_was_taken_over_deletes_nothing_more(
         phases.clear(workspace, [resolve(VALENCE)], ["input"])
     assert len(s3_lake.files(QUEUE)) == 3
     held[0].release()
+
+
+def test_clearing_after_a_retry_that_was_killed_leaves_each_post_one_row(tmp_path: Path) -> None:
+    """Half-way, the lake holds both what was written and the older files whose rejected rows it replaces."""
+    kills = 0
+    for point in range(20):
+        root = tmp_path / f"{point}"
+        rejected = [{**post(n), "was_successfully_labeled": n > 1} for n in range(3)]
+        write_partition(root, VALENCE, DAY, rejected, "history", "active")
+        labels = resolve(VALENCE).labels
+        retried = pa.Table.from_pylist(
+            [{**post(n), "was_successfully_labeled": True, "partition_date": DAY} for n in (0, 5)],
+            schema=staged_schema(labels.schema),
+        )
+        writing.stage(Lake(str(root)), labels, "r1-a", retried)
+        with suppress(Killed):
+            writing.flush(dying(root, point), labels, ["r1-a"], "r1-1-1", replace=True)
+            break
+        kills += 1
+        assert phases.clear(Workspace(Lake(str(root)), ""), [resolve(VALENCE)], ["output"])
+
+        found = [row["uri"] for row in lake_labels(root)]
+        assert len(found) == len(set(found)), f"killed before change {point}"
+        assert {make_uri(n) for n in range(3)} <= set(found)
+        assert queue_files(root) == []
+    assert kills >= 5
+
+
+class Killed(BaseException):
+    """Where a process would be gone."""
+
+
+def dying(root: Path, changes: int) -> Lake:
+    """A lake whose process is killed before a further change."""
+    left = iter(range(changes))
+
+    def change(_: str) -> None:
+        if next(left, None) is None:
+            raise Killed
+
+    return Watched(str(root), on_change=change)

@@ -20,7 +20,8 @@ from backfill.labels import phases
 from backfill.labels.enqueue import enqueue
 from backfill.labels.plan import plan
 from backfill.labels.post_filter import BadFiles, PostFilter, find_posts
-from backfill.labels.run import RunResult, label_all, run
+from backfill.labels.result import RunResult
+from backfill.labels.run import label_all, run
 from backfill.labels.status import rebuild_database, status
 from backfill.workspace import Workspace, open_workspace
 from datasets.errors import BadFile, ConfigError
@@ -58,8 +59,8 @@ def run_valence(root: Path, **changes: Any) -> RunResult:
 
 
 def counts(result: RunResult) -> tuple[int, int, int, int]:
-    tally = result.tallies[VALENCE]
-    return tally.eligible, tally.labelled, tally.rejected.total(), tally.failed
+    found = result.integrations[VALENCE]
+    return found.eligible, found.labelled, found.rejected.total(), found.failed
 
 
 def test_a_run_labels_each_eligible_post_once_and_a_second_run_does_nothing(lake_dir: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_posts_file_that_is_rewritten_after_the_selection_costs_the_run_and_no
         return found
 
     result = label_all(workspace, VALENCES, find, FlushPolicy(), "run", {}, io.StringIO())
-    error = str(result.tallies[VALENCE].error)
+    error = str(result.integrations[VALENCE].error)
     assert (
         result.exit_code,
         f"{path} changed while it was read; run the command again" in error,
@@ -270,8 +271,8 @@ def test_a_fault_in_the_set_up_of_one_integration_is_its_error_and_the_others_fi
     chosen = [replace(perspective, **{part: breaks}), *VALENCES]
     result = run(workspace_of(lake_dir), scope(), chosen, BadFiles(), io.StringIO())
     assert result.exit_code == 1
-    assert "KeyError: 'no such thing'" in (result.tallies[perspective.name].error or "")
-    assert (counts(result), result.tallies[VALENCE].error) == ((80, 80, 0, 0), None)
+    assert "KeyError: 'no such thing'" in (result.integrations[perspective.name].error or "")
+    assert (counts(result), result.integrations[VALENCE].error) == ((80, 80, 0, 0), None)
     assert len(lake_labels(lake_dir)) == 80
     [recorded] = status(workspace_of(lake_dir), None, None, BadFiles()).runs
     assert recorded["exit_code"] == 1
@@ -289,5 +290,5 @@ def test_what_fails_while_the_pipeline_is_built_is_an_error_and_nothing_is_left_
     broken = replace(workspace, config=replace(workspace.config, run=settings))
     result = run(broken, scope(), VALENCES, BadFiles(), io.StringIO())
     assert (result.exit_code, counts(result)) == (1, (80, 0, 0, 80))
-    assert "the run stopped" in (result.tallies[VALENCE].error or "")
+    assert "the run stopped" in (result.integrations[VALENCE].error or "")
     assert counts(run_valence(lake_dir)) == (80, 80, 0, 0)

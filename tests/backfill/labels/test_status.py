@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from backfill.labels.status import rebuild_database
 from backfill.workspace import Workspace, open_workspace
 from cli.__main__ import main
 from datasets import queues
+from datasets.database import open_database
 from datasets.labels.writing import stage
 from datasets.lake import Lake
 from datasets.schemas import PARTITION_DATE, staged_schema
@@ -29,6 +31,7 @@ from tests.support import (
     database_labels,
     make_uri,
     post,
+    queue_files,
     write_partition,
     write_posts,
 )
@@ -153,14 +156,14 @@ def test_a_rebuild_names_a_bad_file_and_keeps_the_rows_or_goes_on_without_it(
 
 _REBUILD_AND_DIE = """
 import os, signal, sys
-from backfill.config import workspace
+from backfill.workspace import open_workspace
 from backfill.labels.status import rebuild_database
 
 def die(text):
     if "3 rows" in text:
         os.kill(os.getpid(), signal.SIGKILL)
 
-rebuild_database(workspace(sys.argv[1], None, None, None, debug=False), die)
+rebuild_database(open_workspace(sys.argv[1], None, None, None, debug=False), die)
 """
 
 
@@ -287,3 +290,46 @@ def test_a_run_fills_the_database_without_a_label_file_of_ours_that_is_bad(
     assert code == 0
     assert err.count(f"skipped {bad}: ") == 1
     assert {uri for uri, *_ in database_labels(lake_dir)} == {make_uri(n) for n in range(3)}
+
+
+def cut_off_retry(root: Path, *, done: bool) -> None:
+    """A flush that was killed right before or after its commit: post 0 was rejected, and is labelled now."""
+    labels = resolve(VALENCE).labels
+    stage_labels(root, range(1))
+    old = write_partition(
+        root, VALENCE, DAY, [{**post(0), "was_successfully_labeled": False}], "old", "active"
+    )
+    label(root, range(1), "labels-20260101T000000-abcdef-1-1")
+    intent = {
+        "staged": ["20260101T000000-abcdef-0123"], "file": "", "keep": False, "replace": True,
+        **({"done": True, "replaced": [str(old.relative_to(root))]} if done else {}),
+    }  # fmt: skip
+    Lake(str(root)).write_bytes(
+        f"{labels.queue}/flush-20260101T000000-abcdef-1-1.json", json.dumps(intent).encode()
+    )
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_rebuild_finishes_a_flush_that_was_cut_off(lake_dir: Path, *, done: bool) -> None:
+    """Of the two rows that the post has until then, the database would keep the one that the lake is about to lose."""
+    cut_off_retry(lake_dir, done=done)
+    workspace = workspace_of(lake_dir)
+    assert rebuild_database(workspace, lambda _: None)[VALENCE] == 1
+    with closing(open_database(workspace.database_url)) as database:
+        outcomes = database.execute(f'SELECT was_successfully_labeled FROM "{VALENCE}"')
+    assert [bool(outcome) for (outcome,) in outcomes] == [True]
+
+
+def test_a_run_takes_up_what_a_killed_one_has_left_without_a_bad_label_file(
+    capsys: pytest.CaptureFixture[str], lake_dir: Path
+) -> None:
+    write_posts(lake_dir, DAY, [post(0)])
+    cut_off_retry(lake_dir, done=False)
+    bad = label(lake_dir, range(5, 7), "bad")
+    bad.write_bytes(b"PAR1")
+    run = ["run", "-i", "v", "-r", "posts", "--start-date", DAY, "--end-date", DAY]
+    code, _, err = call(capsys, lake_dir, *run)
+    assert (code, f"{bad}: not a readable Parquet file" in err) == (1, True)
+    code, _, err = call(capsys, lake_dir, *run, "--skip-bad-files")
+    assert (code, err.count(f"skipped {bad}: ")) == (0, 1)
+    assert queue_files(lake_dir) == []

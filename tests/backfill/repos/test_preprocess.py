@@ -1,4 +1,4 @@
-"""Raw posts → preprocessed posts: by date of creation, without blanks, each once, however often it runs."""
+"""From raw posts to preprocessed posts: by date, no blanks, no duplicates."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from backfill.labels.post_filter import BadFiles, PostFilter, find_posts
-from backfill.repos import preprocess as module
+from backfill.repos import preprocess as preprocess_module
 from backfill.repos.preprocess import PreprocessResult, preprocess
 from backfill.workspace import Workspace, open_workspace
 from datasets.errors import BadFile, ConfigError
 from datasets.lake import POSTS, Lake
 from datasets.locking import leases
 from datasets.posts import no_uris, read_uris
-from datasets.repos.raw_records import record_schema
+from datasets.repos.record_schemas import record_schema
 from tests.s3_server import BUCKET, Endpoint
 from tests.support import make_uri, write_posts
 
@@ -69,7 +69,7 @@ def found(root: Path) -> list[tuple[str, str]]:
     return sorted(rows)
 
 
-def test_posts_and_replies_go_under_the_date_of_their_creation(tmp_path: Path) -> None:
+def test_posts_and_replies_go_to_the_partition_of_their_creation_date(tmp_path: Path) -> None:
     raw(tmp_path, "post", "2024-10-01", [entry(1, "2024-10-01"), entry(2, "2024-10-02")])
     raw(tmp_path, "reply", "2024-10-01", [entry(3, "2024-10-01")], tier="active")
     raw(tmp_path, "like", "2024-10-01", [{"uri": make_uri(9)}])
@@ -81,11 +81,15 @@ def test_posts_and_replies_go_under_the_date_of_their_creation(tmp_path: Path) -
     result = run(tmp_path)
     assert found(tmp_path) == sorted(
         [
-            ("2024-10-01", make_uri(1)), ("2024-10-02", make_uri(2)), ("2024-10-01", make_uri(3)),
-            ("2024-10-04", make_uri(4)), ("2024-10-05", make_uri(5)), ("2024-10-03", make_uri(6)),
+            ("2024-10-01", make_uri(1)),
+            ("2024-10-02", make_uri(2)),
+            ("2024-10-01", make_uri(3)),
+            ("2024-10-04", make_uri(4)),
+            ("2024-10-05", make_uri(5)),
+            ("2024-10-03", make_uri(6)),
             ("2024-10-03", make_uri(7)),
         ]
-    )  # fmt: skip
+    )
     assert (result.read, result.blank, result.repeated, result.written.total()) == (7, 0, 0, 7)
     [path] = tmp_path.glob("preprocessed_posts/cache/partition_date=2024-10-04/*.parquet")
     [row] = pq.ParquetFile(path).read().to_pylist()
@@ -142,8 +146,8 @@ def test_running_it_again_adds_nothing_and_later_posts_are_added(tmp_path: Path)
     assert len(found(tmp_path)) == len(set(found(tmp_path))) == 110
 
 
-def test_a_kill_between_files_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    """What a killed run leaves is some of its files, whole: any of them may be missing."""
+def test_a_kill_between_files_loses_and_duplicates_nothing(tmp_path: Path) -> None:
+    """A killed run leaves some of its files, each complete. Any of them may be missing."""
     rng = random.Random(3)
     days = [f"2024-10-{day:02}" for day in range(1, 8)]
     rows = [entry(n, rng.choice(days)) for n in range(300)]
@@ -171,10 +175,10 @@ class Watched(Lake):
         super().write_bytes(path, data)
 
 
-def test_one_that_was_overtaken_leaves_no_doubles(
+def test_a_run_that_lost_its_lock_leaves_no_duplicates(
     s3: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped between asking for its lock and writing, until another has done all and ended."""
+    """Suspended between checking its lock and writing, until another run has finished."""
     monkeypatch.setattr(leases, "LEASE_SECONDS", 1.0)
     monkeypatch.setattr(leases, "RENEW_SECONDS", 1000.0)
     monkeypatch.setattr(leases, "SURE_SECONDS", 0.5)
@@ -208,7 +212,7 @@ def test_one_that_was_overtaken_leaves_no_doubles(
 
 
 def test_files_of_a_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PENDING_ROWS", 40)
+    monkeypatch.setattr(preprocess_module, "_PENDING_ROWS", 40)
     day = "2024-10-01"
     for n in range(3):
         raw(tmp_path, "post", day, [entry(n * 100 + m, day) for m in range(50)], str(n))
@@ -226,7 +230,7 @@ def test_a_range_of_dates(tmp_path: Path) -> None:
     assert found(tmp_path) == [(days[n], make_uri(n)) for n in (1, 2)]
 
 
-def test_files_of_others_need_a_uri_and_a_text_only(tmp_path: Path) -> None:
+def test_files_of_other_tools_need_only_uri_and_text(tmp_path: Path) -> None:
     folder = tmp_path / "raw_sync/create/post/active/partition_date=2024-10-01"
     folder.mkdir(parents=True)
     pq.write_table(
@@ -244,6 +248,18 @@ def test_a_bad_file_is_named_and_may_be_skipped(tmp_path: Path) -> None:
         run(tmp_path)
     run(tmp_path, skip=True)
     assert found(tmp_path) == [("2024-10-02", make_uri(2))]
+
+
+def test_a_bad_file_of_preprocessed_posts_keeps_no_raw_post_out(tmp_path: Path) -> None:
+    days = ["2024-10-01", "2024-10-02"]
+    raw(tmp_path, "post", days[0], [entry(n, day) for n, day in enumerate(days)])
+    bad = write_posts(tmp_path, days[0], [{"uri": make_uri(9), "text": "t"}], "bad")
+    bad.write_bytes(b"PAR1")
+    with pytest.raises(BadFile, match=r"bad\.parquet"):
+        run(tmp_path)
+    run(tmp_path, skip=True)
+    bad.unlink()
+    assert found(tmp_path) == [(day, make_uri(n)) for n, day in enumerate(days)]
 
 
 def test_nothing_to_preprocess(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -41,6 +41,24 @@ def test_a_secret_is_found_however_it_is_escaped(secret: str) -> None:
         assert redact(f"key={form}&x") == "key=***&x"
         assert redact(json.dumps({"a": f"line\n{form}"})).count("***") == 1
         json.loads(redact(json.dumps({"error": f"it said {form}"})))
+
+
+@pytest.mark.parametrize("before", ["\u201c", "\u00e9", "\U0001f600", "\x1b", "\t", "\v", "'"])
+@pytest.mark.parametrize(
+    "escape", [json.dumps, lambda text: json.dumps(json.dumps(text)), repr, ascii]
+)
+def test_an_escape_is_no_word_that_a_short_secret_stands_in(
+    before: str, escape: Callable[[str], str]
+) -> None:
+    remember("hunter2")
+    assert "hunter2" not in redact(escape(f"{before}hunter2{before}"))
+
+
+@pytest.mark.parametrize("secret", ['\\"@b', '"quoted"', "-dash-"])
+def test_json_stays_json_wherever_an_odd_secret_stands(secret: str) -> None:
+    remember(secret)
+    for text in (f"a{secret} b", f"{secret}\\", f'\n{secret}"'):
+        assert "***" in json.loads(redact(json.dumps({"error": text})))["error"]
 
 
 def test_the_middle_of_a_word_is_no_place_for_a_short_secret() -> None:

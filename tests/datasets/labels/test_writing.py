@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from datasets.errors import BadFile
 from datasets.labels import writing
 from datasets.labels.reading import Coverage, Labels, coverage, labelled_uris, read_labels
 from datasets.lake import Lake
@@ -345,4 +348,83 @@ def test_an_older_label_file_is_read_with_nulls_for_what_it_lacks(tmp_path: Path
     assert table.schema == LABELS.schema
     assert table.to_pylist()[0] == {
         name: "u" if name == "uri" else None for name in LABELS.schema.names
+    }
+
+
+def write_rejected(root: Path, numbers: Sequence[int], name: str = "history") -> Path:
+    found = (
+        rows(numbers, was_successfully_labeled=False, reason="too long")
+        .drop_columns("partition_date")
+        .to_pylist()
+    )
+    return write_partition(root, LABELS.integration, DAY, found, name)
+
+
+def names_of(lake: Lake) -> list[str]:
+    return [path.rpartition("/")[2] for path in lake.partitions(LABELS.integration)[DAY]]
+
+
+def test_what_is_left_of_history_stays_history_however_often_rows_of_it_are_replaced(
+    tmp_path: Path,
+) -> None:
+    lake = Lake(str(tmp_path))
+    write_rejected(tmp_path, [1, 2, 3])
+    for n in (1, 2):
+        writing.flush(lake, LABELS, [stage(lake, rows([n]))], f"r1-1-{n}", replace=True)
+    assert names_of(lake) == [
+        "kept-r1-1-2.0.parquet",
+        "labels-r1-1-1.parquet",
+        "labels-r1-1-2.parquet",
+    ]
+    assert labelled(tmp_path) == expect((DAY, [1, 2, 3]))
+
+
+def damage_the_last_column(path: Path) -> None:
+    """So that its URIs and outcomes can still be read."""
+    pq.write_table(pq.read_table(path), path, compression="none", use_dictionary=False)
+    group = pq.read_metadata(path).row_group(0)
+    start = group.column(group.num_columns - 1).data_page_offset
+    content = path.read_bytes()
+    path.write_bytes(content[:start] + b"\xff" * 20 + content[start + 20 :])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_older_label_file_that_is_bad_is_named_or_gone_on_without(
+    tmp_path: Path, *, whole: bool
+) -> None:
+    bad = write_rejected(tmp_path, [1, 2])
+    if whole:
+        bad.write_bytes(b"PAR1")
+    else:
+        damage_the_last_column(bad)
+    lake = Lake(str(tmp_path))
+    name = stage(lake, rows([1]))
+    with pytest.raises(BadFile, match=re.escape(str(bad))):
+        writing.flush(lake, LABELS, [name], "r1-1-1", replace=True)
+    with pytest.raises(BadFile, match=re.escape(str(bad))):
+        writing.recover(lake, LABELS)
+
+    skipped: list[str] = []
+    writing.recover(lake, LABELS, on_bad=lambda error: skipped.append(error.path))
+    assert set(skipped) == {str(bad)}
+    assert queue_files(tmp_path) == []
+    assert len(names_of(lake)) == 2
+
+
+def test_coverage_counts_on_when_a_retry_replaces_a_label_file_meanwhile(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    write_rejected(tmp_path, [1, 2])
+    name = stage(lake, rows([1]))
+
+    class Racing(Lake):
+        def partitions(
+            self, dataset: str, start: str | None = None, end: str | None = None
+        ) -> dict[str, list[str]]:
+            found = super().partitions(dataset, start, end)
+            if writing.staged(lake, LABELS):
+                writing.flush(lake, LABELS, [name], "r1-1-1", replace=True)
+            return found
+
+    assert coverage(Racing(str(tmp_path)), LABELS, None, None) == {
+        DAY: Coverage(1, 1, {"too long": 1})
     }

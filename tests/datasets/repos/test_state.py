@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datasets.database import Database, open_database
-from datasets.repos import state as pds_state
+from datasets.repos import state as state_module
 from datasets.repos.coverage import covering
 from datasets.repos.state import (
     Identity,
@@ -43,10 +43,22 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
 
 def state(number: int, **changes: object) -> RepoState:
     found = RepoState(
-        make_did(number), "ok", "https://pds.example.com", "user.example.com", "3k2", "bafy", None,
-        {"post": 5, "like": 2}, {"com.example.thing": 1}, 1, 2, 12_345, "2026-11-23T13:00:00.000Z",
-        covering(["post", "like"], "2024-10-01", None), "batch-1",
-    )  # fmt: skip
+        make_did(number),
+        "ok",
+        "https://pds.example.com",
+        "user.example.com",
+        "3k2",
+        "bafy",
+        None,
+        {"post": 5, "like": 2},
+        {"com.example.thing": 1},
+        1,
+        2,
+        12_345,
+        "2026-11-23T13:00:00.000Z",
+        covering(["post", "like"], "2024-10-01", None),
+        "batch-1",
+    )
     return replace(found, **changes)  # type: ignore[arg-type]
 
 
@@ -81,7 +93,7 @@ def test_more_dids_than_a_statement_takes(database: Database) -> None:
 
 
 def test_all_rows_come_page_by_page(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pds_state, "_PAGE", 7)
+    monkeypatch.setattr(state_module, "_PAGE", 7)
     save(database, *(state(n) for n in range(30)))
     assert sorted(repo.did for repo in all_repos(database)) == sorted(
         make_did(n) for n in range(30)

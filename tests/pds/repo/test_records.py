@@ -6,12 +6,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from datasets.repos.coverage import RECORD_TYPES, Coverage, covering
-from datasets.repos.raw_records import STAGED_SCHEMA, record_schema
+from datasets.repos.coverage import RECORD_TYPES, RecordCoverage, covering
+from datasets.repos.record_schemas import STAGED_SCHEMA, record_schema
 from pds.repo.car import read_repo
-from pds.repo.records import Counts, rows
+from pds.repo.records import RecordCounts, record_tables
 from tests.pds.repos import cid, make_did, make_repo, post, posts
-from tests.pds.support import WITH_CAR, car, expected, identity
+from tests.pds.support import WITH_CAR, car, expected, identity, needs_fixtures
 
 DID = make_did(2)
 EVERYTHING = covering(RECORD_TYPES, None, None)
@@ -20,11 +20,13 @@ SUBJECT = {"uri": "at://did:plc:x/app.bsky.feed.post/3k2", "cid": "bafy"}
 
 
 def made_rows(
-    records: dict[str, Any], coverage: Coverage = EVERYTHING
-) -> tuple[list[dict[str, Any]], Counts]:
+    records: dict[str, Any], coverage: RecordCoverage = EVERYTHING
+) -> tuple[list[dict[str, Any]], RecordCounts]:
     made = make_repo(DID, records)
-    counts = Counts()
-    tables = list(rows(read_repo(made.car(), DID, made.key.did_key), coverage, SYNCED, counts))
+    counts = RecordCounts()
+    tables = list(
+        record_tables(read_repo(made.car(), DID, made.key.did_key), coverage, SYNCED, counts)
+    )
     assert all(table.schema == STAGED_SCHEMA for table in tables)
     return [row for table in tables for row in table.to_pylist()], counts
 
@@ -37,11 +39,16 @@ def kind_of(record: dict[str, Any]) -> str | None:
     return last if name.startswith("app.bsky.") and last in RECORD_TYPES else None
 
 
+@needs_fixtures
 @pytest.mark.parametrize("name", WITH_CAR)
 def test_the_rows_of_the_fixtures(name: str) -> None:
-    who, counts = identity(name), Counts()
+    who, counts = identity(name), RecordCounts()
     repo = read_repo(car(name), who.did, who.key)
-    found = [row for table in rows(repo, EVERYTHING, SYNCED, counts) for row in table.to_pylist()]
+    found = [
+        row
+        for table in record_tables(repo, EVERYTHING, SYNCED, counts)
+        for row in table.to_pylist()
+    ]
     wanted = [record for record in expected(name) if kind_of(record)]
     assert sorted((row["uri"], row["cid"], row["record_type"]) for row in found) == sorted(
         (record["uri"], record["cid"], kind_of(record)) for record in wanted
