@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,19 +62,14 @@ def share_resources(
         name: settings[name].threads if placements[name] == "model" else 1 for name in on_cpu
     }
 
-    # An actor reserves less than it uses where one of each pool would not fit otherwise, or where
-    # the actors on GPUs need a part of the CPUs.
     free_cpus = cpus - _GPU_ACTOR_CPUS * gpus if on_gpu else cpus
-    scale = 1.0
-    if free_cpus > 0:
-        scale = min(1.0, free_cpus / max(cpus, sum(threads.values())))
-
+    scale = _cpu_scale(cpus, free_cpus, threads.values())
     pools: dict[str, PoolSize] = {}
     for name, placement in placements.items():
         if placement == "api":
             pools[name] = PoolSize(api_actors, 0.0)
         elif name in on_gpu:
-            # An actor's share lies on one GPU: on two GPUs, three models have a half each.
+            # On two GPUs, three models have half a GPU each.
             share = min(float(settings[name].gpu), 1 / math.ceil(len(on_gpu) / gpus))
             size = _min_size(available.get("GPU", 0), len(on_gpu), share)
             pools[name] = PoolSize(size, _GPU_ACTOR_CPUS, share)
@@ -82,6 +77,18 @@ def share_resources(
             size = _min_size(available.get("CPU", 0), len(on_cpu), threads[name])
             pools[name] = PoolSize(size, math.floor(threads[name] * scale * 100) / 100)
     return pools
+
+
+def _cpu_scale(cpus: float, free: float, threads: Iterable[int]) -> float:
+    """The part of its threads that an actor on CPUs reserves.
+
+    Less than all where one actor of each pool would not fit otherwise, or
+    where the actors on GPUs need a part of the CPUs: `free` is what they
+    leave.
+    """
+    if free <= 0:
+        return 1.0
+    return min(1.0, free / max(cpus, sum(threads)))
 
 
 def _min_size(total: float, pools: int, each: float) -> int:

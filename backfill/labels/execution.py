@@ -21,6 +21,8 @@ from datasets.errors import our_error
 from datasets.posts import Selection
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
     from actors.pool_sizes import PoolSize
     from backfill.labels.pipeline import ApiSession, IntegrationRun
 
@@ -95,7 +97,11 @@ class RunExecution:
         self.progress.report_stalls(self._diagnose_stall)
         work = {
             integration.name: partial(
-                self._label_integration, integration, settings, selections, pools
+                self._label_integration,
+                integration,
+                settings[integration.name],
+                selections[integration.name],
+                pools[integration.name],
             )
             for integration in chosen
             if integration.name in placements
@@ -132,14 +138,13 @@ class RunExecution:
     def _label_integration(
         self,
         integration: Integration,
-        settings: Mapping[str, Any],
-        selections: Mapping[str, Selection],
-        pools: Mapping[str, PoolSize],
+        settings: Any,
+        selection: Selection,
+        pool: PoolSize,
     ) -> None:
         from backfill.labels import pipeline
 
         name = integration.name
-        workspace = self._workspace
         progress = self.result.integrations[name]
         started = time.monotonic()
 
@@ -149,29 +154,33 @@ class RunExecution:
             progress.retryable.update(receipt.failed)
 
         with error_recorded(progress):
-            buffer = pipeline.make_buffer(
-                workspace.lake,
-                integration,
-                self.result.run_id,
-                workspace.database_url,
-                self._policy,
-                self._scope.dates,
-            )
             run = pipeline.IntegrationRun(
-                workspace.lake,
-                integration,
-                settings[name],
-                selections[name],
-                pools[name],
-                workspace.config.run,
-                self._scope,
-                buffer,
+                lake=self._workspace.lake,
+                integration=integration,
+                settings=settings,
+                selection=selection,
+                pool=pool,
+                run_settings=self._workspace.config.run,
+                scope=self._scope,
+                buffer=self._make_buffer(integration),
             )
             self._runs[name] = run
             if run.is_api:
                 self._sessions[name] = pipeline.ApiSession.open(run)
             pipeline.label_posts(run, count, self._stop)
         progress.seconds = time.monotonic() - started
+
+    def _make_buffer(self, integration: Integration) -> ActorHandle[LabelBuffer]:
+        from backfill.labels import pipeline
+
+        return pipeline.make_buffer(
+            self._workspace.lake,
+            integration,
+            self.result.run_id,
+            self._workspace.database_url,
+            self._policy,
+            self._scope.dates,
+        )
 
     def _diagnose_stall(self, name: str) -> str:
         from backfill.labels.stall_diagnosis import diagnose_stall

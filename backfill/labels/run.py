@@ -88,8 +88,7 @@ def label_all(
 
     `after` is called before the locks are released, with the locks by integration. `command` and
     `selection` go into the table `runs`. `on_bad` is given label files that cannot be read.
-
-    Whatever can be refused is refused before anything is changed. Raises ConfigError.
+    Raises ConfigError before anything is changed.
     """
     workspace.lake.check()
     run_id = new_run_id()
@@ -99,10 +98,7 @@ def label_all(
     record = RunRecord(workspace, run_id, command, selection)
 
     with ExitStack() as stack:
-        locks: dict[str, Lock] = {}
-        for integration in chosen:
-            lock = Lock(workspace.lake, integration.name, "run", run_id, dates=dates)
-            locks[integration.name] = stack.enter_context(lock)
+        locks = _lock(workspace, chosen, run_id, dates, stack)
         for integration in chosen:
             recover(workspace.lake, integration.labels, run_id, dates, on_bad)
 
@@ -116,11 +112,25 @@ def label_all(
             with suppress(BackfillError):
                 record.finish(result.counts(), 1)
             raise
-
-        # An error of the run itself is the one to report, not one of recording it.
+        # The first error is the one to report.
         with suppress(*([BackfillError] if result.exit_code else [])):
             record.finish(result.counts(), result.exit_code)
     return result
+
+
+def _lock(
+    workspace: Workspace,
+    chosen: Sequence[Integration],
+    run_id: str,
+    dates: Dates,
+    stack: ExitStack,
+) -> dict[str, Lock]:
+    """Locks the integrations, by name, until `stack` ends."""
+    locks: dict[str, Lock] = {}
+    for integration in chosen:
+        lock = Lock(workspace.lake, integration.name, "run", run_id, dates=dates)
+        locks[integration.name] = stack.enter_context(lock)
+    return locks
 
 
 def _check_settings(
