@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from datasets.errors import RejectedPost, RetryableError
 
-# The result for one post: values of the integration's own columns, or why there are none.
+# The result for one post: values of the integration's own columns, or why
+# there are none.
 Outcome = Mapping[str, Any] | RejectedPost | RetryableError
 
 
@@ -23,7 +24,8 @@ class Classifier(Protocol):
     def classify(self, texts: Sequence[str]) -> Sequence[Outcome]:
         """Returns one outcome per text, in the order of the texts.
 
-        The failure of a single post is an outcome, not an exception. Raises FatalError if no post
-        can be labelled. Any other exception is attributed to one of the texts: the pool bisects the
-        batch to find it.
+        The failure of a single post is an outcome, not an exception. Raises
+        FatalError if no post can be labelled. Any other exception is
+        attributed to one of the texts: the pool bisects the batch to find
+        it.
         """

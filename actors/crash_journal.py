@@ -1,8 +1,9 @@
 """A note on disk of which rows are being classified, so that a crash is traced to its post.
 
-Ray restarts an actor whose process has died, and gives it the same block again. It then finds the
-note of its predecessor, and tries the rows that were being classified in ever smaller ranges, until
-a single post is to blame.
+Ray restarts an actor whose process has died, and gives it the same block
+again. It then finds the note of its predecessor, and tries the rows that
+were being classified in ever smaller ranges, until a single post is to
+blame.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 
 from datasets.scratch import scratch_folder
 
-# A range of rows that crashed the process is tried again in this many pieces.
+# A range of rows that crashed the process is tried again in this many
+# pieces.
 _PIECES = 16
-# Crashes on a single row before it is blamed: the first may have had another cause.
+# Crashes on a single row before it is blamed: the first may have had
+# another cause.
 MAX_CRASHES = 2
 
 
@@ -35,9 +38,10 @@ class _Suspect:
 class CrashJournal:
     """The journal of one block: a context manager around its classification.
 
-    It guards against the death of the process, not of the machine, so it is written without a sync.
-    It is removed when the block is done. A block that finds one is classified alone in its process,
-    so that the next crash is its own and not that of a concurrent block.
+    It guards against the death of the process, not of the machine, so it is
+    written without a sync. It is removed when the block is done. A block
+    that finds one is classified alone in its process, so that the next
+    crash is its own and not that of a concurrent block.
     """
 
     def __init__(self, block: str) -> None:
@@ -45,7 +49,10 @@ class CrashJournal:
         # Disjoint, and in order.
         self._suspects: list[_Suspect] = []
 
-        with contextlib.suppress(FileNotFoundError, ValueError), open(self._path) as file:
+        with (
+            contextlib.suppress(FileNotFoundError, ValueError),
+            open(self._path) as file,
+        ):
             self._take_over(json.load(file))
 
     def _take_over(self, note: dict[str, Any]) -> None:
@@ -56,7 +63,10 @@ class CrashJournal:
             self._write(None)
 
     def ranges(self, count: int) -> list[tuple[int, int]]:
-        """Divides `count` rows into ranges, in order. Each suspect is a range of its own."""
+        """Divides `count` rows into ranges, in order.
+
+        Each suspect is a range of its own.
+        """
         found: list[tuple[int, int]] = []
         position = 0
         for suspect in self._suspects:
@@ -81,7 +91,10 @@ class CrashJournal:
         self._write((start, stop))
 
     def _write(self, at_work: tuple[int, int] | None) -> None:
-        note = {"suspects": [astuple(suspect) for suspect in self._suspects], "at_work": at_work}
+        note = {
+            "suspects": [astuple(suspect) for suspect in self._suspects],
+            "at_work": at_work,
+        }
         with open(f"{self._path}.new", "w") as file:
             json.dump(note, file)
         os.replace(f"{self._path}.new", self._path)

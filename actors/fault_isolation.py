@@ -1,7 +1,7 @@
 """Classifying a block so that the failure of one post does not cost another post its label.
 
-An exception is traced to the post that causes it by bisection, and a crash of the process by the
-block's `CrashJournal`.
+An exception is traced to the post that causes it by bisection, and a crash
+of the process by the block's `CrashJournal`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from datasets.errors import FatalError, RejectedPost, RetryableError
 def classify_isolated(
     classifier: Classifier, texts: Sequence[str], journal: CrashJournal
 ) -> list[Outcome]:
-    """Returns one outcome per text, in order. Raises FatalError if no post can be labelled."""
+    """Returns one outcome per text, in order.
+
+    Raises FatalError if no post can be labelled.
+    """
     outcomes: list[Outcome] = []
     for start, stop in journal.ranges(len(texts)):
         if journal.is_poison(start, stop):

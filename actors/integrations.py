@@ -1,8 +1,9 @@
 """The registry of integrations.
 
-To add one, write a module in `actors/classifiers/` and add a line to `_REGISTRY`. Columns, tables,
-queues, command-line choices, settings and status follow from it. Nothing heavy is imported here,
-because `--help` reads the registry too.
+To add one, write a module in `actors/classifiers/` and add a line to
+`_REGISTRY`. Columns, tables, queues, command-line choices, settings and
+status follow from it. Nothing heavy is imported here, because `--help`
+reads the registry too.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class Environment(dict[str, str]):
     __str__ = __repr__
 
 
-# The resource that an actor of the integration mostly uses: one processor, the device of a local
-# model (a GPU if there is one), or the quota of a remote API.
+# The resource that an actor of the integration mostly uses: one processor,
+# the device of a local model (a GPU if there is one), or the quota of a
+# remote API.
 Placement = Literal["cpu", "model", "api"]
 
 
@@ -50,21 +52,23 @@ class NoSettings:
 class Integration:
     """One classifier of posts, and the table of its labels.
 
-    `columns` are its own label columns: name → float64, int64, bool or string. `settings` is a
-    frozen dataclass: its fields are the keys and defaults of the integration's table in
-    `backfill.toml`.
+    `columns` are its own label columns: name → float64, int64, bool or
+    string. `settings` is a frozen dataclass: its fields are the keys and
+    defaults of the integration's table in `backfill.toml`.
 
     `placement` decides from the settings what labels the posts:
 
-    - `cpu`: the classifier that `make_classifier` returns. It runs once in each actor, and imports
-      what it needs there.
-    - `model`: the back end that the settings name, for the `local_model` that is declared here.
-    - `api`: the API that `remote` returns, given the settings and the environment variables named
-      in `environment`. It raises ConfigError if a variable that it needs is not set.
+    - `cpu`: the classifier that `make_classifier` returns. It runs once in
+      each actor, and imports what it needs there.
+    - `model`: the back end that the settings name, for the `local_model`
+      that is declared here.
+    - `api`: the API that `remote` returns, given the settings and the
+      environment variables named in `environment`. It raises ConfigError if
+      a variable that it needs is not set.
 
-    `targets` returns what a row of hand labels teaches each output of the local model: a number
-    from 0 to 1, or None for nothing. `unused` returns why a label in such a row is ignored, or None
-    if none is.
+    `targets` returns what a row of hand labels teaches each output of the
+    local model: a number from 0 to 1, or None for nothing. `unused` returns
+    why a label in such a row is ignored, or None if none is.
     """
 
     name: str
@@ -93,7 +97,10 @@ class Integration:
             check_model(settings.backend, settings, self.name)
 
     def load(self, settings: Any) -> Classifier:
-        """Loads the classifier that runs in this process. Raises ConfigError if it cannot."""
+        """Loads the classifier that runs in this process.
+
+        Raises ConfigError if it cannot.
+        """
         if self.placement(settings) == "model":
             from actors.models.local_classifier import load_classifier
 
@@ -130,7 +137,8 @@ class Integration:
         return self.local_model.groups if self.local_model else ()
 
 
-# The registry: one line per integration, in the order in which commands show them.
+# The registry: one line per integration, in the order in which commands
+# show them.
 _REGISTRY = (
     "actors.classifiers.perspective",
     "actors.classifiers.sociopolitical",

@@ -15,14 +15,20 @@ from actors.integrations import Environment, Integration, resolve
 from actors.remote.answer_cache import AnswerCacheAddress
 from actors.remote.protocol import readable
 from datasets.boundary.secrets import remember_environment
-from datasets.errors import BackfillError, FatalError, RejectedPost, RetryableError
+from datasets.errors import (
+    BackfillError,
+    FatalError,
+    RejectedPost,
+    RetryableError,
+)
 from datasets.garbage_collection import collection_paused
 from datasets.labels.writing import batch_name
 from datasets.schemas import PARTITION_DATE, POST_COLUMNS, staged_schema
 from datasets.timestamps import pipeline_time, utc_now
 
 _MAX_REASON_CHARS = 300
-# Local classifiers yield to the actors that must send requests at a certain time.
+# Local classifiers yield to the actors that must send requests at a certain
+# time.
 _NICENESS = 4
 
 
@@ -45,8 +51,9 @@ class ClassifierActor:
         if self._is_local:
             os.nice(_NICENESS)
 
-        # Raised here, an error would reach the driver as the death of an actor, inside a traceback.
-        # So it is kept, and raised for the first block.
+        # Raised here, an error would reach the driver as the death of an
+        # actor, inside a traceback. So it is kept, and raised for the first
+        # block.
         self._error: BackfillError | None = None
         try:
             self._classifier = _load_classifier(self._integration, settings, environment, answers)
@@ -67,12 +74,21 @@ class ClassifierActor:
             outcomes = self._classify_locally(posts["uri"].to_pylist(), texts)
         else:
             outcomes = list(self._classifier.classify(texts))
-        return label_rows(self._integration, self._classifier, self._run_id, posts, outcomes)
+        return label_rows(
+            self._integration,
+            self._classifier,
+            self._run_id,
+            posts,
+            outcomes,
+        )
 
     def _classify_locally(self, uris: Sequence[str], texts: Sequence[str]) -> list[Outcome]:
         batch = batch_name(self._integration.name, self._classifier.revision, uris)
         # Garbage collection would take a tenth of VADER's time.
-        with CrashJournal(f"{self._run_id}-{batch}") as journal, collection_paused():
+        with (
+            CrashJournal(f"{self._run_id}-{batch}") as journal,
+            collection_paused(),
+        ):
             return classify_isolated(self._classifier, texts, journal)
 
 
@@ -89,7 +105,11 @@ def _load_classifier(
 
     assert integration.remote
     assert answers
-    return connect(integration.remote(settings, environment), integration.name, answers)
+    return connect(
+        integration.remote(settings, environment),
+        integration.name,
+        answers,
+    )
 
 
 def label_rows(

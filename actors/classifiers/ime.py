@@ -27,7 +27,8 @@ class Settings(ModelSettings):
 def decide(scores: Mapping[str, float]) -> dict[str, Any]:
     """Labels are the outputs above 0.5; a post without any is `other`.
 
-    For a model without the output `other`, its probability is that of none of the three.
+    For a model without the output `other`, its probability is that of none
+    of the three.
     """
     probabilities = {name: scores[name] for name in _REQUIRED}
     none_of_them = math.prod(1 - value for value in probabilities.values())

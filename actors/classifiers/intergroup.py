@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from actors.integrations import Environment, Integration
 from actors.models.contract import LocalModel
-from actors.remote.chat import ENVIRONMENT, LocalOrLlmSettings, chat_remote, local_or_llm
+from actors.remote.chat import (
+    ENVIRONMENT,
+    LocalOrLlmSettings,
+    chat_remote,
+    local_or_llm,
+)
 
 if TYPE_CHECKING:
     from actors.remote.protocol import Remote

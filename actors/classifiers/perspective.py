@@ -25,10 +25,16 @@ from actors.remote.protocol import (
 )
 from datasets.boundary.settings import check_numbers
 from datasets.boundary.urls import header_key, http_url
-from datasets.errors import ConfigError, FatalError, RejectedPost, RetryableError
+from datasets.errors import (
+    ConfigError,
+    FatalError,
+    RejectedPost,
+    RetryableError,
+)
 
 ENDPOINT = "https://commentanalyzer.googleapis.com"
-# In bytes of UTF-8, from the API's answer COMMENT_TOO_LONG. Older documents say 3,000.
+# In bytes of UTF-8, from the API's answer COMMENT_TOO_LONG. Older documents
+# say 3,000.
 MAX_BYTES = 20_480
 
 _PRODUCTION = (
@@ -54,7 +60,10 @@ _EXPERIMENTAL = (
     "SCAPEGOATING",
 )
 _OTHER = ("SEXUALLY_EXPLICIT", "FLIRTATION", "SPAM")
-_RENAMED = {"TOXICITY": "prob_toxic", "SEVERE_TOXICITY": "prob_severe_toxic"}
+_RENAMED = {
+    "TOXICITY": "prob_toxic",
+    "SEVERE_TOXICITY": "prob_severe_toxic",
+}
 
 # Attribute → column.
 ATTRIBUTES = {
@@ -65,7 +74,8 @@ ATTRIBUTES = {
 _CONSTRUCTIVE = "REASONING_EXPERIMENTAL"
 COLUMNS = (*ATTRIBUTES.values(), "prob_constructive")
 
-# The attributes that a local model may provide. The other columns are null then.
+# The attributes that a local model may provide. The other columns are null
+# then.
 OUTPUTS = (
     "toxic",
     "severe_toxic",
@@ -86,10 +96,11 @@ _UNKNOWN_ATTRIBUTE = re.compile(r"Unknown requested attribute:? ?'?([A-Z_]+)")
 
 @dataclass(frozen=True)
 class Settings(ModelSettings):
-    """`qps` is the quota in queries per second. If it is not set, PERSPECTIVE_QPS is, or 1.
+    """The API by default, or else a local model of toxicity.
 
-    `timeout` is in seconds. Any back end other than `api` is a local model of toxicity, which is
-    then named in `label_model`.
+    `qps` is the quota in queries per second. Its default is the environment
+    variable PERSPECTIVE_QPS, or 1. `timeout` is in seconds. A local model is
+    named in `label_model`.
     """
 
     backend: Literal["api", CommonBackend] = "api"
@@ -109,7 +120,10 @@ def placement(settings: Settings) -> Placement:
 
 
 def remote(settings: Settings, environment: Environment) -> Remote:
-    """The API at the endpoint and with the key of the environment. Raises ConfigError."""
+    """The API at the endpoint and with the key of the environment.
+
+    Raises ConfigError.
+    """
     key_name = _KEY if environment.get(_KEY) else _FALLBACK_KEY
     key = environment.get(key_name)
     endpoint = http_url(environment.get(_ENDPOINT) or ENDPOINT, _ENDPOINT)
@@ -119,7 +133,13 @@ def remote(settings: Settings, environment: Environment) -> Remote:
     qps = settings.qps or _quota(environment.get(_QPS) or "1")
     headers = {"X-Goog-Api-Key": header_key(key, key_name)} if key else {}
     limits = Limits(settings.in_flight, settings.timeout, settings.attempts)
-    return Remote(Perspective(endpoint, headers), Quota(qps), limits, endpoint, key or "")
+    return Remote(
+        Perspective(endpoint, headers),
+        Quota(qps),
+        limits,
+        endpoint,
+        key or "",
+    )
 
 
 def _quota(text: str) -> float:
@@ -191,11 +211,17 @@ class Perspective:
 
         unknown = _UNKNOWN_ATTRIBUTE.search(reason)
         if unknown and len(self._attributes) > 1:
-            # A server may lack some attributes. They are not requested again, and stay null.
+            # A server may lack some attributes. They are not requested
+            # again, and stay null.
             removed = self._attributes.pop(unknown[1], None)
             if removed is None:
-                # Another request has removed it already, or it was never requested.
-                raise RetryableError(reason, retry_after=0.0, kind="unknown_attribute")
+                # Another request has removed it already, or it was never
+                # requested.
+                raise RetryableError(
+                    reason,
+                    retry_after=0.0,
+                    kind="unknown_attribute",
+                )
             raise AskOtherwise(reason, kind="unknown_attribute")
 
         if status != 400:
@@ -207,14 +233,20 @@ class Perspective:
     def parse(self, body: bytes, number: int, count: int) -> dict[str, float | None]:
         scores = _summary_scores(body)
         labels = {column: scores.get(name) for name, column in ATTRIBUTES.items()}
-        return {**labels, "prob_constructive": scores.get(_CONSTRUCTIVE)}
+        return {
+            **labels,
+            "prob_constructive": scores.get(_CONSTRUCTIVE),
+        }
 
     def usage(self, body: bytes) -> Counter[str]:
         return Counter()
 
 
 def _summary_scores(body: bytes) -> dict[str, float]:
-    """Scores by attribute. Raises MalformedError if there are none, or one is out of range."""
+    """Scores by attribute.
+
+    Raises MalformedError if there are none, or one is out of range.
+    """
     try:
         scores = json.loads(body)["attributeScores"]
         values = {
@@ -243,7 +275,13 @@ def _reason(body: bytes) -> str:
         reasons = [str(detail["reason"]) for detail in details if "reason" in detail]
         parts = [*kinds, *reasons, str(error.get("message", ""))]
         return readable(": ".join(parts).strip(": "), 300)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):
         return readable(body[:4096].decode("utf-8", "replace"))
 
 

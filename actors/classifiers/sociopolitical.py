@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from actors.integrations import Environment, Integration
 from actors.models.contract import LocalModel
-from actors.remote.chat import ENVIRONMENT, LocalOrLlmSettings, chat_remote, local_or_llm
+from actors.remote.chat import (
+    ENVIRONMENT,
+    LocalOrLlmSettings,
+    chat_remote,
+    local_or_llm,
+)
 
 if TYPE_CHECKING:
     from actors.remote.protocol import Remote
@@ -24,7 +29,10 @@ def decide(scores: Mapping[str, float]) -> dict[str, Any]:
     lean = "unclear"
     if is_sociopolitical and leans:
         lean = max(leans, key=lambda name: leans[name])
-    return {"is_sociopolitical": is_sociopolitical, "political_ideology_label": lean}
+    return {
+        "is_sociopolitical": is_sociopolitical,
+        "political_ideology_label": lean,
+    }
 
 
 def complete(labels: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +72,10 @@ def remote(settings: LocalOrLlmSettings, environment: Environment) -> Remote:
     """The LLM that answers with both labels."""
     properties = {
         "is_sociopolitical": {"type": "boolean"},
-        "political_ideology_label": {"type": "string", "enum": list(LEANS)},
+        "political_ideology_label": {
+            "type": "string",
+            "enum": list(LEANS),
+        },
     }
     return chat_remote(settings, environment, "sociopolitical", properties, complete)
 
@@ -72,7 +83,10 @@ def remote(settings: LocalOrLlmSettings, environment: Environment) -> Remote:
 INTEGRATION = Integration(
     name="ml_inference_sociopolitical",
     alias="s",
-    columns={"is_sociopolitical": "bool", "political_ideology_label": "string"},
+    columns={
+        "is_sociopolitical": "bool",
+        "political_ideology_label": "string",
+    },
     settings=LocalOrLlmSettings,
     placement=local_or_llm,
     local_model=LocalModel(OUTPUTS, OUTPUTS[:1], decide, groups=(LEANS,)),

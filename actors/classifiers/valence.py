@@ -1,8 +1,9 @@
 """Valence by VADER (Hutto & Gilbert 2014), with scores identical to the package `vaderSentiment`.
 
-The package needs quadratic time in the number of words, in two places. For each sentiment word it
-lower-cases all words of the text, up to four times, to look at six of them; and after a "but" it
-searches the list of scores from its start for each score. Both are replaced by linear versions.
+The package needs quadratic time in the number of words, in two places. For
+each sentiment word it lower-cases all words of the text, up to four times,
+to look at six of them; and after a "but" it searches the list of scores
+from its start for each score. Both are replaced by linear versions.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ POSITIVE = 0.05
 NEGATIVE = -0.05
 LABELS = ("positive", "negative", "neutral")
 
-# The slowest text of this length takes 0.7 s (on the README's machine): emojis only, each of which
-# stands for up to six words. Posts of Bluesky have at most 3,000 bytes.
+# The slowest text of this length takes 0.7 s (on the README's machine):
+# emojis only, each of which stands for up to six words. Posts of Bluesky
+# have at most 3,000 bytes.
 MAX_CHARACTERS = 25_000
 
 # How many words VADER considers before a sentiment word, and after it.
@@ -35,7 +37,9 @@ class Vader:
     def __init__(self) -> None:
         from importlib.metadata import version
 
-        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+        from vaderSentiment.vaderSentiment import (
+            SentimentIntensityAnalyzer,
+        )
 
         self.model = "vaderSentiment"
         self.revision = version("vaderSentiment")
@@ -57,19 +61,25 @@ class Vader:
                 f"too long for VADER: {len(text):,} characters, {MAX_CHARACTERS:,} are allowed"
             )
         compound = self._scores(self._scannable(text))["compound"]
-        return {"compound": compound, "valence_label": valence_label(compound)}
+        return {
+            "compound": compound,
+            "valence_label": valence_label(compound),
+        }
 
     def _scannable(self, text: str) -> str | tuple[str]:
         """Lets the package skip its search for emojis, an eighth of its time, if there are none.
 
-        It iterates over the text and looks up each item, so a text without emojis may be one item.
-        The text as a whole must not be an emoji of several characters then.
+        It iterates over the text and looks up each item, so a text without
+        emojis may be one item. The text as a whole must not be an emoji of
+        several characters then.
         """
         no_emojis = text not in self._emojis and self._emojis.keys().isdisjoint(text)
         return (text,) if no_emojis else text
 
 
-def _check_negation_nearby(check: Callable[..., float]) -> Callable[..., float]:
+def _check_negation_nearby(
+    check: Callable[..., float],
+) -> Callable[..., float]:
     """`check`, given only the words that it considers."""
 
     def nearby(valence: float, words: Sequence[str], start: int, i: int) -> float:
@@ -79,7 +89,9 @@ def _check_negation_nearby(check: Callable[..., float]) -> Callable[..., float]:
     return nearby
 
 
-def _check_idioms_nearby(check: Callable[..., float]) -> Callable[..., float]:
+def _check_idioms_nearby(
+    check: Callable[..., float],
+) -> Callable[..., float]:
     """`check`, given only the words that it considers."""
 
     def nearby(valence: float, words: Sequence[str], i: int) -> float:
@@ -93,9 +105,10 @@ def _check_idioms_nearby(check: Callable[..., float]) -> Callable[..., float]:
 def weigh_by_but(words: Sequence[str], scores: list[Any]) -> list[Any]:
     """Halves the scores before the first "but", and multiplies those after it by 1.5.
 
-    It reproduces the package's `_but_check`, which for each score changes the first one that equals
-    it. With equal scores on both sides that may be another one, which is then changed twice.
-    Therefore the positions of each value are kept in a heap.
+    It reproduces the package's `_but_check`, which for each score changes
+    the first one that equals it. With equal scores on both sides that may
+    be another one, which is then changed twice. Therefore the positions of
+    each value are kept in a heap.
     """
     lower = [word.lower() for word in words]
     if "but" not in lower:

@@ -1,9 +1,11 @@
 """Batches of similar length, so that a model computes hardly any padding.
 
-A post has 25 tokens on average: padded to 512, it costs twenty times what it needs. Texts are
-therefore sorted by length and batched by a budget of tokens.
+A post has 25 tokens on average: padded to 512, it costs twenty times what
+it needs. Texts are therefore sorted by length and batched by a budget of
+tokens.
 
-Nothing here depends on an inference library. A back end passes its own as an `InferenceRuntime`.
+Nothing here depends on an inference library. A back end passes its own as
+an `InferenceRuntime`.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ _MAX_ROWS = 1024
 class InferenceRuntime(Protocol):
     """How a `Batcher` runs a network.
 
-    The defaults suit a library that computes on the CPU and returns NumPy arrays, such as ONNX
-    Runtime. `token_budget` is the default number of padded tokens of one forward pass: enough to
-    keep the device busy, and small enough for any model that is likely to run there.
+    The defaults suit a library that computes on the CPU and returns NumPy
+    arrays, such as ONNX Runtime. `token_budget` is the default number of
+    padded tokens of one forward pass: enough to keep the device busy, and
+    small enough for any model that is likely to run there.
     """
 
     token_budget: int = 2_048
@@ -52,28 +55,36 @@ class InferenceRuntime(Protocol):
 class Batcher:
     """Runs tokenized texts through a network in batches of similar length."""
 
-    def __init__(self, runtime: InferenceRuntime, pad_id: int, token_budget: int = 0) -> None:
+    def __init__(
+        self,
+        runtime: InferenceRuntime,
+        pad_id: int,
+        token_budget: int = 0,
+    ) -> None:
         """A `token_budget` of 0 means the runtime's default."""
         self.runtime = runtime
         self.budget = token_budget or runtime.token_budget
         self._pad_id = pad_id
-        # Serializes forward passes, while other threads tokenize their next block.
+        # Serializes forward passes, while other threads tokenize their next
+        # block.
         self._lock = threading.Lock()
 
     def run(self, tokens: Tokens) -> Floats:
         """Returns float32 [texts, any], in the order of `tokens`.
 
-        When a batch does not fit into memory, the budget is halved. Raises the runtime's
-        out-of-memory error if a single text does not fit.
+        When a batch does not fit into memory, the budget is halved. Raises
+        the runtime's out-of-memory error if a single text does not fit.
         """
         if not tokens:
             return np.zeros((0, 0), np.float32)
 
-        # Longest first, so that what does not fit into memory shows at once.
+        # Longest first, so that what does not fit into memory shows at
+        # once.
         order = sorted(range(len(tokens)), key=lambda index: -len(tokens[index]))
         with self._lock:
             passes = self._run_sorted([tokens[index] for index in order])
-            # The only synchronization with the device: until here it always has a next batch.
+            # The only synchronization with the device: until here it always
+            # has a next batch.
             found = self.runtime.gather(passes)
 
         restored = np.empty_like(found)
@@ -95,7 +106,8 @@ class Batcher:
                 if not self.runtime.is_out_of_memory(error):
                     raise
                 if rows == 1:
-                    # This text alone is too long, so the budget was not too large for the others.
+                    # This text alone is too long, so the budget was not too
+                    # large for the others.
                     self.budget = initial_budget
                     raise
                 self.budget //= 2

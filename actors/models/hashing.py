@@ -15,7 +15,8 @@ def file_sha256(path: Path) -> str:
 def weights_sha256(source: str) -> str | None:
     """The hash of a model folder's weights, or None if it has no weight files.
 
-    For weights in several files, it is the hash of their concatenated hashes.
+    For weights in several files, it is the hash of their concatenated
+    hashes.
     """
     folder = Path(source)
     files = sorted(folder.glob("model*.safetensors"))

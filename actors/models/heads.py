@@ -1,8 +1,8 @@
 """Linear heads: a few kilobytes of safetensors that turn a sentence encoder into a classifier.
 
-A head is `weight` [outputs, features] and `bias` [outputs], with the calibration folded into both.
-Its metadata names the encoder it was trained on, by the hash of the weights; with any other encoder
-it is refused.
+A head is `weight` [outputs, features] and `bias` [outputs], with the
+calibration folded into both. Its metadata names the encoder it was trained
+on, by the hash of the weights; with any other encoder it is refused.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 from actors.models.arrays import Floats
 from datasets.errors import ConfigError
 
-# The only key of the file's metadata. safetensors writes several keys in random order, and the same
-# head must be the same bytes.
+# The only key of the file's metadata. safetensors writes several keys in
+# random order, and the same head must be the same bytes.
 FORMAT = "label-backfill linear head 1"
 
 
@@ -27,8 +27,9 @@ FORMAT = "label-backfill linear head 1"
 class Head:
     """`groups` are sets of exclusive outputs (softmax); the others are independent (sigmoid).
 
-    The features are the hidden states of the encoder's `layers` (0 is the embedding): each averaged
-    over the tokens of the text, scaled to length 1, and concatenated.
+    The features are the hidden states of the encoder's `layers` (0 is the
+    embedding): each averaged over the tokens of the text, scaled to length
+    1, and concatenated.
     """
 
     outputs: tuple[str, ...]
@@ -68,8 +69,8 @@ def save_head(path: Path, head: Head) -> None:
 def load_head(path: Path, outputs: Sequence[str], encoder_sha256: str) -> Head:
     """Reads a head for an integration with these `outputs`, and for this encoder.
 
-    Raises ConfigError if the file is missing, is not a head, or is the head of another integration
-    or encoder.
+    Raises ConfigError if the file is missing, is not a head, or is the head
+    of another integration or encoder.
     """
     metadata, weight, bias = _read(path)
     head = Head(
@@ -108,7 +109,11 @@ def _read(path: Path) -> tuple[Mapping[str, Any], Floats, Floats]:
                     f"{path} is not a head of this project; "
                     "train one with `python -m cli train-head`"
                 )
-            return json.loads(metadata[FORMAT]), file.get_tensor("weight"), file.get_tensor("bias")
+            return (
+                json.loads(metadata[FORMAT]),
+                file.get_tensor("weight"),
+                file.get_tensor("bias"),
+            )
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no head {path}; check heads in backfill.toml, or train one"

@@ -14,9 +14,15 @@ if TYPE_CHECKING:
 
 
 def load_classifier(
-    backend: str, settings: ModelSettings, integration: str, local: LocalModel
+    backend: str,
+    settings: ModelSettings,
+    integration: str,
+    local: LocalModel,
 ) -> LocalClassifier:
-    """Loads the model that the settings name. Raises ConfigError if it cannot be used."""
+    """Loads the model that the settings name.
+
+    Raises ConfigError if it cannot be used.
+    """
     from actors.models.backends import load_model
 
     return LocalClassifier(load_model(backend, settings, integration, local), local)

@@ -23,7 +23,8 @@ from datasets.errors import ConfigError
 class Pretrained:
     """A tokenizer, and a network in evaluation mode on its device.
 
-    `revision` is the hub's commit; for a folder, the start of the hash of its weights.
+    `revision` is the hub's commit; for a folder, the start of the hash of
+    its weights.
     """
 
     tokenizer: Any
@@ -41,7 +42,8 @@ def load_pretrained(
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
-        # Resolve a branch or tag once, so that all files come from the same commit.
+        # Resolve a branch or tag once, so that all files come from the same
+        # commit.
         commit = None if Path(source).is_dir() else _resolve_commit(source, revision)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=commit)
         network = getattr(transformers, auto_class).from_pretrained(

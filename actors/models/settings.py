@@ -14,15 +14,17 @@ from datasets.errors import ConfigError
 class ModelSettings:
     """One table for all back ends. Each back end checks what it needs of it.
 
-    `model` is a hub id or a folder, and `revision` a commit, tag or branch of the hub. For the back
-    end embedding-head they name the sentence encoder; the default is the bundled one.
+    `model` is a hub id or a folder, and `revision` a commit, tag or branch
+    of the hub. For the back end embedding-head they name the sentence
+    encoder; the default is the bundled one.
 
-    `labels` maps the model's own labels to outputs of the integration. `hypotheses` maps outputs to
-    sentences, for a zero-shot model.
+    `labels` maps the model's own labels to outputs of the integration.
+    `hypotheses` maps outputs to sentences, for a zero-shot model.
 
-    `token_budget` is the number of padded tokens of one forward pass, 0 for a default that suits
-    the device. `gpu` is the share of a GPU that one actor reserves, at most 1; `threads` is the
-    number of CPU threads that it uses without a GPU.
+    `token_budget` is the number of padded tokens of one forward pass, 0 for
+    a default that suits the device. `gpu` is the share of a GPU that one
+    actor reserves, at most 1; `threads` is the number of CPU threads that
+    it uses without a GPU.
     """
 
     model: str | None = None
@@ -41,7 +43,10 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         check_numbers(
-            self, ModelSettings, zero=("token_budget",), most={"gpu": 1.0, "threads": 4096}
+            self,
+            ModelSettings,
+            zero=("token_budget",),
+            most={"gpu": 1.0, "threads": 4096},
         )
         if self.max_tokens < 8:
             raise ValueError("max_tokens must be at least 8")

@@ -8,16 +8,21 @@ from typing import Any
 
 Tokens = list[list[int]]
 
-# A tokenizer raises "Already borrowed" if one thread reconfigures it while another uses it.
+# A tokenizer raises "Already borrowed" if one thread reconfigures it while
+# another uses it.
 _LOCK = threading.Lock()
 
 
 def tokenize(
-    tokenizer: Any, texts: Sequence[str], max_tokens: int, pairs: Sequence[str] | None = None
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_tokens: int,
+    pairs: Sequence[str] | None = None,
 ) -> Tokens:
     """Token ids of each text, with special tokens, truncated to `max_tokens` and not padded.
 
-    `pairs` are second sentences, one per text. Only the text is truncated then.
+    `pairs` are second sentences, one per text. Only the text is truncated
+    then.
     """
     if not texts:
         return []

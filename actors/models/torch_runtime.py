@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _GPU_TOKENS = 16_384
 _CPU_TOKENS = 2_048
 
-# Ids and mask, both int64 [rows, length] on the device, to floats [rows, any] on the device.
+# Ids and mask, both int64 [rows, length] on the device, to floats [rows,
+# any] on the device.
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -38,7 +39,8 @@ def set_up_torch(settings: ModelSettings, dtype: str | None = None) -> Device:
 
     `dtype` replaces the setting.
     """
-    # Actors that use more threads than their share of the processors slow each other down.
+    # Actors that use more threads than their share of the processors slow
+    # each other down.
     torch.set_num_threads(settings.threads)
     return choose_device(dtype or settings.dtype)
 
@@ -83,7 +85,8 @@ class TorchRuntime(InferenceRuntime):
         return found
 
     def is_out_of_memory(self, error: Exception) -> bool:
-        # On the CPU, PyTorch raises a plain RuntimeError that names its allocator.
+        # On the CPU, PyTorch raises a plain RuntimeError that names its
+        # allocator.
         return isinstance(error, torch.OutOfMemoryError) or (
             isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
         )

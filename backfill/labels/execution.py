@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from actors.buffer import FlushPolicy, LabelBuffer, Receipt
+from actors.batch_counts import BatchCounts
+from actors.buffer import LabelBuffer
+from actors.flush_policy import FlushPolicy
 from actors.integrations import Integration, Placement
 from backfill.labels.result import RunResult
 from backfill.progress import IntegrationProgress, Progress
@@ -146,7 +148,7 @@ class RunExecution:
         progress = self.result.integrations[name]
         started = time.monotonic()
 
-        def count(receipt: Receipt) -> None:
+        def count(receipt: BatchCounts) -> None:
             progress.labelled += receipt.labelled
             progress.rejected.update(receipt.rejected)
             progress.retryable.update(receipt.failed)

@@ -11,7 +11,8 @@ from typing import TextIO
 
 import pyarrow as pa
 
-from actors.buffer import FlushPolicy, LabelBuffer
+from actors.buffer import LabelBuffer
+from actors.flush_policy import FlushPolicy
 from actors.integrations import Integration
 from backfill.labels.post_filter import BadFiles, unlabelled
 from backfill.labels.result import RunResult

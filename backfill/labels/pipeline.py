@@ -12,7 +12,9 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from actors.buffer import FlushPolicy, LabelBuffer, Receipt
+from actors.batch_counts import BatchCounts
+from actors.buffer import LabelBuffer
+from actors.flush_policy import FlushPolicy
 from actors.integrations import Integration
 from actors.pool import ClassifierActor
 from actors.pool_sizes import PoolSize
@@ -112,7 +114,7 @@ class IntegrationRun:
 
 
 def label_posts(
-    run: IntegrationRun, on_receipt: Callable[[Receipt], None], stop: threading.Event
+    run: IntegrationRun, on_receipt: Callable[[BatchCounts], None], stop: threading.Event
 ) -> None:
     """Labels all posts of the run's selection. `on_receipt` gets each acknowledged batch.
 
@@ -121,7 +123,7 @@ def label_posts(
     """
     labels = _labels(run)
     # The buffer recovers what a killed run has left while the pool starts.
-    waiting: list[ray.ObjectRef[Receipt]] = [run.buffer.open.remote()]
+    waiting: list[ray.ObjectRef[BatchCounts]] = [run.buffer.open.remote()]
 
     execution = DatasetExecution(labels)
     finished = threading.Event()
@@ -212,8 +214,8 @@ def _actor_pool(run: IntegrationRun) -> ActorPoolStrategy:
 
 
 def _acknowledge(
-    waiting: list[ray.ObjectRef[Receipt]], keep: int, on_receipt: Callable[[Receipt], None]
-) -> list[ray.ObjectRef[Receipt]]:
+    waiting: list[ray.ObjectRef[BatchCounts]], keep: int, on_receipt: Callable[[BatchCounts], None]
+) -> list[ray.ObjectRef[BatchCounts]]:
     """Waits until at most `keep` batches are unacknowledged, and returns those."""
     while len(waiting) > keep:
         done, waiting = ray.wait(waiting, num_returns=1)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any, TextIO
 
-from actors.buffer import FlushPolicy
+from actors.flush_policy import FlushPolicy
 from actors.integrations import Integration
 from backfill.labels.execution import RunExecution, error_recorded
 from backfill.labels.post_filter import BadFiles, PostFilter, find_posts, unlabelled

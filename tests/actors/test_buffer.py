@@ -8,8 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from actors.buffer import FlushPolicy, LabelBuffer, Receipt
+from actors.batch_counts import BatchCounts
+from actors.buffer import LabelBuffer
 from actors.contract import Outcome
+from actors.flush_policy import FlushPolicy
 from actors.integrations import resolve
 from actors.pool import label_rows
 from datasets.errors import ConfigError, RejectedPost, RetryableError
@@ -47,7 +49,10 @@ def batch(numbers: range, outcome: Outcome | None = None, day: str = DAY) -> pa.
 
 
 def buffer(
-    root: Path, policy: FlushPolicy | None = None, run_id: str = "run-1", url: str | None = None
+    root: Path,
+    policy: FlushPolicy | None = None,
+    run_id: str = "run-1",
+    url: str | None = None,
 ) -> LabelBuffer:
     return LabelBuffer(
         Lake(str(root)),
@@ -65,7 +70,11 @@ def uris(numbers: range) -> dict[str, set[str]]:
 def test_an_acknowledged_batch_is_on_disk(lake_dir: Path) -> None:
     opened = buffer(lake_dir)
     receipt = opened.stage(batch(range(5)))
-    assert (receipt.labelled, receipt.rejected.total(), receipt.failed.total()) == (5, 0, 0)
+    assert (receipt.labelled, receipt.rejected.total(), receipt.failed.total()) == (
+        5,
+        0,
+        0,
+    )
     assert len(writing.staged(Lake(str(lake_dir)), LABELS)) == 1
     assert opened.close() is None
     assert_labelled_once(lake_dir, uris(range(5)))
@@ -101,7 +110,10 @@ def test_a_batch_made_again_after_a_restart_counts_what_is_stored(
     first = buffer(lake_dir, FlushPolicy(never=not flushed))
     first.stage(
         pa.concat_tables(
-            [batch(range(3)), batch(range(3, 5), RetryableError("busy", kind="http_503"))]
+            [
+                batch(range(3)),
+                batch(range(3, 5), RetryableError("busy", kind="http_503")),
+            ]
         )
     )
     first.close()
@@ -109,7 +121,7 @@ def test_a_batch_made_again_after_a_restart_counts_what_is_stored(
     made_anew = pa.concat_tables(
         [batch(range(4)), batch(range(4, 5), RetryableError("busy", kind="timeout"))]
     )
-    assert again.stage(made_anew) == Receipt(
+    assert again.stage(made_anew) == BatchCounts(
         3, Counter(), Counter({"answered_late": 1, "timeout": 1})
     )
     again.close()
@@ -157,7 +169,7 @@ def test_it_flushes_by_age(lake_dir: Path) -> None:
 
 
 class SlowLake(Lake):
-    """A disk on which a label file takes its time."""
+    """A disk that writes label files slowly."""
 
     def write_bytes(self, path: str, data: bytes | pa.Buffer) -> None:
         if path.startswith(VALENCE):
@@ -165,7 +177,7 @@ class SlowLake(Lake):
         super().write_bytes(path, data)
 
 
-def test_a_slow_disk_holds_up_those_who_stage(lake_dir: Path) -> None:
+def test_a_slow_disk_delays_staging(lake_dir: Path) -> None:
     url = f"sqlite:///{lake_dir}/backfill.db"
     opened = LabelBuffer(SlowLake(str(lake_dir)), VALENCE, "run-1", url, FlushPolicy(rows=10))
     most: list[int] = []
@@ -177,12 +189,14 @@ def test_a_slow_disk_holds_up_those_who_stage(lake_dir: Path) -> None:
     with ThreadPoolExecutor(4) as callers:
         list(callers.map(stage, range(0, 400, 5)))
     opened.close()
-    assert max(most) <= 5 * 10 + 4 * 5, "five flushes' worth, and what the four were at"
+    assert max(most) <= 5 * 10 + 4 * 5, "five flushes, and a batch of each thread"
     assert max(most) > 20, "the disk was not slow"
     assert_labelled_once(lake_dir, uris(range(400)))
 
 
-def test_rejected_rows_are_kept_and_passing_failures_are_not(lake_dir: Path) -> None:
+def test_rejected_rows_are_kept_and_transient_failures_are_not(
+    lake_dir: Path,
+) -> None:
     opened = buffer(lake_dir)
     rejected = opened.stage(batch(range(5), RejectedPost("too long")))
     failed = opened.stage(batch(range(5, 9), RetryableError("busy", kind="http_503")))
@@ -202,7 +216,7 @@ def test_a_successor_finishes_what_a_killed_buffer_has_staged(lake_dir: Path) ->
     assert killed._lock
     killed._lock.release()  # as the end of its process does
     successor = buffer(lake_dir, run_id="run-2")
-    assert successor.open() == Receipt(0)
+    assert successor.open() == BatchCounts(0)
     assert not writing.staged(Lake(str(lake_dir)), LABELS)
     successor.stage(batch(range(5, 8)))
     successor.close()
@@ -219,7 +233,9 @@ def test_a_restarted_buffer_knows_what_its_run_has_flushed(lake_dir: Path) -> No
     assert_labelled_once(lake_dir, uris(range(5)))
 
 
-def test_never_flushing_leaves_all_in_the_output_queue_for_a_write_phase(lake_dir: Path) -> None:
+def test_never_flushing_leaves_all_in_the_output_queue_for_a_write_phase(
+    lake_dir: Path,
+) -> None:
     opened = buffer(lake_dir, FlushPolicy(rows=5, never=True))
     for start in range(0, 60, 5):
         opened.stage(batch(range(start, start + 5)))
@@ -252,7 +268,9 @@ def test_retried_posts_take_the_place_of_their_rejected_rows(lake_dir: Path) -> 
     ]
 
 
-def test_a_database_that_is_down_costs_no_label_and_catches_up(lake_dir: Path) -> None:
+def test_a_database_that_is_down_costs_no_label_and_catches_up(
+    lake_dir: Path,
+) -> None:
     opened = buffer(lake_dir, url="postgresql://me:s3cret@127.0.0.1:1/x")
     opened.stage(batch(range(5)))
     behind = opened.close()
@@ -266,7 +284,9 @@ def test_a_database_that_is_down_costs_no_label_and_catches_up(lake_dir: Path) -
     assert_labelled_once(lake_dir, uris(range(6)))
 
 
-def test_a_failed_flush_reaches_the_next_caller_and_loses_nothing(lake_dir: Path) -> None:
+def test_a_failed_flush_reaches_the_next_caller_and_loses_nothing(
+    lake_dir: Path,
+) -> None:
     opened = buffer(lake_dir, FlushPolicy(rows=5))
     (lake_dir / VALENCE).write_bytes(b"a file where the folder should be")
     opened.stage(batch(range(5)))

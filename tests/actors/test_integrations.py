@@ -1,4 +1,4 @@
-"""The contract that every integration of the registry keeps, whatever it is made of."""
+"""The contract that every integration in the registry fulfils."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import dataclasses
 import re
 import subprocess
 import sys
+import typing
 
 import pytest
 
 from actors.integrations import Integration, integrations, resolve
+from actors.models.backends import CommonBackend, backend_names
 from datasets.errors import ConfigError
 from datasets.schemas import OUTCOME_COLUMNS, POST_COLUMNS, TYPES
 from tests.support import ROOT, VALENCE
@@ -32,9 +34,29 @@ def test_an_integration_is_well_formed(integration: Integration) -> None:
 
 
 @pytest.mark.parametrize("integration", ALL, ids=lambda i: i.name)
-def test_an_integration_answers_to_its_name_and_alias(integration: Integration) -> None:
+def test_an_integration_answers_to_its_name_and_alias(
+    integration: Integration,
+) -> None:
     short = integration.name.removeprefix("ml_inference_")
     assert resolve(integration.name) is resolve(short) is resolve(integration.alias) is integration
+
+
+@pytest.mark.parametrize("integration", ALL, ids=lambda i: i.name)
+def test_back_ends_are_in_the_registry_and_have_a_local_model(
+    integration: Integration,
+) -> None:
+    hints = typing.get_type_hints(integration.settings)
+    backends = set(typing.get_args(hints.get("backend"))) - {"api", "llm"}
+    assert backends <= set(backend_names())
+
+    local = integration.local_model
+    assert (local is not None) == bool(backends)
+    if local:
+        assert backends >= set(typing.get_args(CommonBackend))
+        assert set(local.required) <= set(local.outputs)
+        assert {name for group in local.groups for name in group} <= set(local.outputs)
+        labels = local.decide(dict.fromkeys(local.required, 0.75))
+        assert labels.keys() == integration.columns.keys()
 
 
 def test_names_and_aliases_are_distinct() -> None:

@@ -23,12 +23,12 @@ from tests.support import DAY, VALENCE, post
 
 
 @pytest.fixture(autouse=True)
-def _own_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_journals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
 class Scripted:
-    """A classifier that does to each text what the text says."""
+    """A classifier that treats each text as a command."""
 
     model, revision = "scripted", "1"
 
@@ -65,7 +65,11 @@ def outcomes(texts: Sequence[str]) -> list[Outcome]:
 def test_one_failing_post_becomes_a_row_with_its_reason_and_costs_no_other() -> None:
     texts = ["a", "bb", "raise", "dddd", "reject", "later"] + ["x"] * 50
     found = outcomes(texts)
-    assert [o["compound"] for o in found if isinstance(o, dict)] == [1.0, 2.0, 4.0] + [1.0] * 50
+    assert [o["compound"] for o in found if isinstance(o, dict)] == [
+        1.0,
+        2.0,
+        4.0,
+    ] + [1.0] * 50
     assert str(found[2]) == "ValueError: cannot digest this"
     assert isinstance(found[2], RejectedPost)
     assert str(found[4]) == "not in English"
@@ -89,7 +93,10 @@ def test_an_answer_of_the_wrong_length_is_fatal() -> None:
         def classify(self, texts: Sequence[str]) -> list[Outcome]:
             return super().classify(texts)[1:]
 
-    with CrashJournal("block") as journal, pytest.raises(FatalError, match="2 answers for 3 posts"):
+    with (
+        CrashJournal("block") as journal,
+        pytest.raises(FatalError, match="2 answers for 3 posts"),
+    ):
         classify_isolated(Short(), ["a", "b", "c"], journal)
 
 
@@ -124,7 +131,8 @@ def restarted_until_done(
 
 
 @pytest.mark.parametrize(
-    ("size", "poison"), [(1, [0]), (5, [4]), (1000, [617]), (1000, [0, 1, 999]), (300, [150, 151])]
+    ("size", "poison"),
+    [(1, [0]), (5, [4]), (1000, [617]), (1000, [0, 1, 999]), (300, [150, 151])],
 )
 def test_posts_that_kill_the_process_are_found_and_rejected_by_name(
     size: int, poison: list[int]
@@ -137,7 +145,7 @@ def test_posts_that_kill_the_process_are_found_and_rejected_by_name(
 
 
 def _two_blocks_in_child(blocks: Mapping[str, Sequence[str]], connection: Any) -> None:
-    """As an actor with two calls at a time: both blocks are at work when the process dies."""
+    """Classifies two blocks concurrently, so a crash interrupts both."""
     found: dict[str, list[Any]] = {}
 
     def work(name: str) -> None:
@@ -164,7 +172,7 @@ def test_the_neighbours_of_a_poison_post_are_not_blamed() -> None:
     assert (len(found["poison"]), found["slow"]) == (1, [])
 
 
-def test_a_stranger_killing_the_process_costs_no_post(tmp_path: Path) -> None:
+def test_a_crash_with_another_cause_costs_no_post(tmp_path: Path) -> None:
     journal = CrashJournal("block")
     journal.begin(0, 100)  # and the process is gone
     with CrashJournal("block") as again:
@@ -173,7 +181,7 @@ def test_a_stranger_killing_the_process_costs_no_post(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.json")) == []
 
 
-def test_a_done_block_leaves_no_note(tmp_path: Path) -> None:
+def test_a_finished_block_leaves_no_journal(tmp_path: Path) -> None:
     outcomes(["a", "raise"])
     assert list(tmp_path.rglob("*.json*")) == []
 
@@ -194,7 +202,10 @@ def test_rows_have_every_column_in_the_order_of_the_posts() -> None:
     assert rows["reason"].to_pylist() == [None, "r" * 300, "timeout"]
     assert rows["compound"].to_pylist() == [0.5, None, None]
     assert set(rows["run_id"].to_pylist()) == {"run-1"}
-    assert (rows["label_model"][0].as_py(), rows["label_model_revision"][0].as_py()) == (
+    assert (
+        rows["label_model"][0].as_py(),
+        rows["label_model_revision"][0].as_py(),
+    ) == (
         "scripted",
         "1",
     )

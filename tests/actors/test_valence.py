@@ -9,7 +9,12 @@ import pytest
 from vaderSentiment import vaderSentiment
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from actors.classifiers.valence import MAX_CHARACTERS, Vader, valence_label, weigh_by_but
+from actors.classifiers.valence import (
+    MAX_CHARACTERS,
+    Vader,
+    valence_label,
+    weigh_by_but,
+)
 from datasets.errors import RejectedPost
 from tests.support import make_text
 
@@ -49,7 +54,11 @@ def test_every_emoji_that_vader_knows_counts_as_it_does_there() -> None:
 
 def special_words() -> list[str]:
     """What VADER's rules look for, beside its lexicon: negations, boosters, idioms, emojis."""
-    phrases = [*vaderSentiment.SPECIAL_CASES, *vaderSentiment.BOOSTER_DICT, *vaderSentiment.NEGATE]
+    phrases = [
+        *vaderSentiment.SPECIAL_CASES,
+        *vaderSentiment.BOOSTER_DICT,
+        *vaderSentiment.NEGATE,
+    ]
     rules = [
         "but",
         "BUT",
@@ -86,7 +95,11 @@ def special_words() -> list[str]:
 
 
 def test_compound_is_vaders_own_wherever_its_rules_meet() -> None:
-    rng, special, analyzer = random.Random(20), special_words(), SentimentIntensityAnalyzer()
+    rng, special, analyzer = (
+        random.Random(20),
+        special_words(),
+        SentimentIntensityAnalyzer(),
+    )
     known = [*analyzer.lexicon]
     texts = []
     for n in range(6_000):

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from actors.buffer import FlushPolicy, LabelBuffer
+from actors.buffer import LabelBuffer
+from actors.flush_policy import FlushPolicy
 from actors.integrations import resolve
 from datasets.lake import Lake
 from datasets.schemas import conform, staged_schema

@@ -1,11 +1,13 @@
 """The registry of back ends for local models.
 
-To add one, write a module here with a subclass of `Backend`, assign the class to `BACKEND` in that
-module, and add a line to `_REGISTRY`. A name in `CommonBackend` makes it available to every
-integration with a local model; an integration may also list it in its own settings.
+To add one, write a module here with a subclass of `Backend`, assign the
+class to `BACKEND` in that module, and add a line to `_REGISTRY`. A name in
+`CommonBackend` makes it available to every integration with a local model;
+an integration may also list it in its own settings.
 
-Modules are imported only when their back end is used, and import inference libraries such as torch
-only when a model is loaded, so that the driver stays light.
+Modules are imported only when their back end is used, and import inference
+libraries such as torch only when a model is loaded, so that the driver
+stays light.
 """
 
 from __future__ import annotations
@@ -36,14 +38,23 @@ def backend_names() -> tuple[str, ...]:
 
 
 def check_model(backend: str, settings: ModelSettings, integration: str) -> None:
-    """Checks the settings and files of a back end without loading a model. Raises ConfigError."""
+    """Checks the settings and files of a back end without loading a model.
+
+    Raises ConfigError.
+    """
     _backend(backend).check(settings, integration)
 
 
 def load_model(
-    backend: str, settings: ModelSettings, integration: str, local: LocalModel
+    backend: str,
+    settings: ModelSettings,
+    integration: str,
+    local: LocalModel,
 ) -> Backend:
-    """Loads the model that the settings name. Raises ConfigError if it cannot be used."""
+    """Loads the model that the settings name.
+
+    Raises ConfigError if it cannot be used.
+    """
     return _backend(backend)(settings, integration, local)
 
 

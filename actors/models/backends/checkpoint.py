@@ -1,7 +1,8 @@
 """`checkpoint`: a fine-tuned encoder with a linear classifier, in one state dict.
 
-Its keys are `model.*`, `classifier.weight` and `classifier.bias`. The outputs of the classifier are
-those of the integration, in their order, through a sigmoid.
+Its keys are `model.*`, `classifier.weight` and `classifier.bias`. The
+outputs of the classifier are those of the integration, in their order,
+through a sigmoid.
 """
 
 from __future__ import annotations
@@ -29,12 +30,17 @@ _CLASSIFIER = ("classifier.weight", "classifier.bias")
 class Checkpoint(Backend):
     """The pooling `auto` is the encoder's own pooler if it has one, or else `padded-mean`.
 
-    `padded-mean` is the mean over all 512 positions of a padded input, padding included. Models
-    that were trained that way need it to give the same scores. It is slow: every post costs 512
-    tokens.
+    `padded-mean` is the mean over all 512 positions of a padded input,
+    padding included. Models that were trained that way need it to give the
+    same scores. It is slow: every post costs 512 tokens.
     """
 
-    def __init__(self, settings: ModelSettings, integration: str, local: LocalModel) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        integration: str,
+        local: LocalModel,
+    ) -> None:
         from actors.models.pretrained import TextRunner, load_pretrained
         from actors.models.tokenization import pad_token_id
         from actors.models.torch_runtime import set_up_torch
@@ -53,7 +59,13 @@ class Checkpoint(Backend):
 
         self._pad_id = pad_token_id(loaded.tokenizer)
         max_tokens = min(settings.max_tokens, _PADDED_LENGTH)
-        self._runner = TextRunner(loaded.tokenizer, self._forward, device, settings, max_tokens)
+        self._runner = TextRunner(
+            loaded.tokenizer,
+            self._forward,
+            device,
+            settings,
+            max_tokens,
+        )
 
     @classmethod
     def check(cls, settings: ModelSettings, integration: str) -> None:
@@ -110,7 +122,12 @@ def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
     return state
 
 
-def _load_encoder(network: Any, state: Mapping[str, torch.Tensor], path: Path, model: str) -> None:
+def _load_encoder(
+    network: Any,
+    state: Mapping[str, torch.Tensor],
+    path: Path,
+    model: str,
+) -> None:
     encoder = {
         key.removeprefix("model."): value
         for key, value in state.items()
@@ -118,14 +135,18 @@ def _load_encoder(network: Any, state: Mapping[str, torch.Tensor], path: Path, m
     }
     missing, unexpected = network.load_state_dict(encoder, strict=False)
 
-    # Older versions of transformers saved `position_ids`, newer ones compute them.
+    # Older versions of transformers saved `position_ids`, newer ones
+    # compute them.
     if unexpected or any("position_ids" not in key for key in missing):
         key = (missing or unexpected)[0]
         raise ConfigError(f"{path} does not fit the encoder {model} ({key}); check model")
 
 
 def _classifier(
-    state: Mapping[str, torch.Tensor], path: Path, local: LocalModel, device: Device
+    state: Mapping[str, torch.Tensor],
+    path: Path,
+    local: LocalModel,
+    device: Device,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight [outputs, size] and bias [outputs], float32 on the device."""
     weight, bias = (state[key] for key in _CLASSIFIER)

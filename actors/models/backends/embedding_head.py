@@ -1,7 +1,7 @@
 """`embedding-head`: a sentence encoder and a small linear head.
 
-The default back end: the encoder and a head for each integration are bundled, so that everything
-runs without a download.
+The default back end: the encoder and a head for each integration are
+bundled, so that everything runs without a download.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from datasets.errors import ConfigError
 class EmbeddingHead(Backend):
     """Scores are those of the head that the settings name, or else of the bundled one."""
 
-    def __init__(self, settings: ModelSettings, integration: str, local: LocalModel) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        integration: str,
+        local: LocalModel,
+    ) -> None:
         from actors.models.encoder import Encoder
         from actors.models.torch_runtime import set_up_torch
 

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 
 from actors.models.arrays import Floats
 from actors.models.contract import Backend, LocalModel
-from actors.models.outputs import OutputColumns, check_output, require_outputs
+from actors.models.outputs import (
+    OutputColumns,
+    check_output,
+    require_outputs,
+)
 from actors.models.settings import ModelSettings, required_model
 from datasets.errors import ConfigError
 
@@ -20,14 +24,22 @@ _NAME = "transformer"
 class Transformer(Backend):
     """Scores are the model's own probabilities; `labels` maps its labels to outputs."""
 
-    def __init__(self, settings: ModelSettings, integration: str, local: LocalModel) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        integration: str,
+        local: LocalModel,
+    ) -> None:
         from actors.models.pretrained import TextRunner, load_pretrained
         from actors.models.torch_runtime import set_up_torch
 
         self.model = required_model(settings, _NAME, integration)
         device = set_up_torch(settings)
         loaded = load_pretrained(
-            "AutoModelForSequenceClassification", self.model, settings.revision, device
+            "AutoModelForSequenceClassification",
+            self.model,
+            settings.revision,
+            device,
         )
         self.revision = loaded.revision
         self._network = loaded.network
@@ -54,7 +66,10 @@ class Transformer(Backend):
 
 
 def _check_mapping(
-    model: str, labels: Sequence[str], mapping: Mapping[str, str], local: LocalModel
+    model: str,
+    labels: Sequence[str],
+    mapping: Mapping[str, str],
+    local: LocalModel,
 ) -> None:
     for label, output in mapping.items():
         if label not in labels:

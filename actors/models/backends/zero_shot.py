@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 
 from actors.models.arrays import Floats
 from actors.models.contract import Backend, LocalModel
-from actors.models.outputs import OutputColumns, check_output, require_outputs
+from actors.models.outputs import (
+    OutputColumns,
+    check_output,
+    require_outputs,
+)
 from actors.models.settings import ModelSettings, required_model
 from datasets.errors import ConfigError
 
@@ -24,14 +28,22 @@ _CONTRADICTION = "contradict"
 class ZeroShot(Backend):
     """The score of an output is the probability that a text entails its hypothesis."""
 
-    def __init__(self, settings: ModelSettings, integration: str, local: LocalModel) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        integration: str,
+        local: LocalModel,
+    ) -> None:
         from actors.models.pretrained import TextRunner, load_pretrained
         from actors.models.torch_runtime import set_up_torch
 
         self.model = _checked_model(settings, local)
         device = set_up_torch(settings)
         loaded = load_pretrained(
-            "AutoModelForSequenceClassification", self.model, settings.revision, device
+            "AutoModelForSequenceClassification",
+            self.model,
+            settings.revision,
+            device,
         )
         self.revision = f"{loaded.revision} hypotheses {_recipe(settings.hypotheses)}"
         self._network = loaded.network
@@ -73,7 +85,8 @@ def _recipe(hypotheses: Mapping[str, str]) -> str:
 def _compared_classes(model: str, labels: Mapping[int, str]) -> list[int]:
     """The class of entailment, then those it is compared with.
 
-    With three labels, neutral is left out, as is usual for independent hypotheses.
+    With three labels, neutral is left out, as is usual for independent
+    hypotheses.
     """
     names = {index: str(label).lower() for index, label in labels.items()}
     entailment = [index for index, name in names.items() if name.startswith(_ENTAILMENT)]

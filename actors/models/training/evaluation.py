@@ -1,6 +1,7 @@
 """Measures of a classifier's quality, with 95 % bootstrap intervals.
 
-The measures are the usual ones, written for speed: the bootstrap computes each a thousand times.
+The measures are the usual ones, written for speed: the bootstrap computes
+each a thousand times.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ class Estimate:
 
 
 def estimate(measure: Measure, truth: Array, found: Array, seed: int = 0) -> Estimate:
-    """`measure(truth, found)` with its interval. Resamples for which it is NaN are left out."""
+    """`measure(truth, found)` with its interval.
+
+    Resamples for which it is NaN are left out.
+    """
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(_RESAMPLES):
@@ -71,7 +75,9 @@ def auc(truth: Array, scores: Array) -> float:
 
 
 def spearman(truth: Array, scores: Array) -> float:
-    """Spearman's rank correlation, for graded truths. Ties share their mean rank.
+    """Spearman's rank correlation, for graded truths.
+
+    Ties share their mean rank.
 
     NaN if all values of one side are equal.
     """
@@ -82,7 +88,10 @@ def spearman(truth: Array, scores: Array) -> float:
 
 
 def kappa(truth: Array, found: Array) -> float:
-    """Cohen's kappa: agreement beyond chance. NaN if both sides always say the same."""
+    """Cohen's kappa: agreement beyond chance.
+
+    NaN if both sides always say the same.
+    """
     shares = [counts / len(truth) for counts in _class_counts(truth, found)]
     in_truth, in_found, in_both = shares
     chance = float((in_truth * in_found).sum())
@@ -100,7 +109,11 @@ def _class_counts(truth: Array, found: Array) -> tuple[Array, Array, Array]:
     def counts(of: Array) -> Array:
         return np.bincount(of, minlength=len(names))
 
-    return counts(truth_codes), counts(found_codes), counts(truth_codes[truth == found])
+    return (
+        counts(truth_codes),
+        counts(found_codes),
+        counts(truth_codes[truth == found]),
+    )
 
 
 def _ranks(values: Array) -> Array:

@@ -10,7 +10,8 @@ import numpy as np
 from actors.models.training.arrays import Doubles, Features
 from datasets.errors import ConfigError
 
-# Cross-validation trains on some examples of a class and validates on others.
+# Cross-validation trains on some examples of a class and validates on
+# others.
 _MIN_PER_CLASS = 2
 
 
@@ -18,8 +19,9 @@ _MIN_PER_CLASS = 2
 class Examples:
     """`features` [texts, features]; `targets` [texts] by output: from 0 to 1, NaN if unknown.
 
-    Texts with a weight below 1 are auxiliary: they are trained on and never validated on, because
-    they are data of another kind than the head is made for.
+    Texts with a weight below 1 are auxiliary: they are trained on and never
+    validated on, because they are data of another kind than the head is
+    made for.
     """
 
     features: Features
@@ -28,12 +30,16 @@ class Examples:
 
 
 def check_examples(
-    targets: Mapping[str, Doubles], weights: Doubles, groups: Sequence[Sequence[str]], where: str
+    targets: Mapping[str, Doubles],
+    weights: Doubles,
+    groups: Sequence[Sequence[str]],
+    where: str,
 ) -> None:
     """Raises ConfigError if a class has too few examples to cross-validate.
 
-    `where` names the files. Only texts with a weight of 1 or more count. Outputs whose targets are
-    all equal are ignored, because they are not learned.
+    `where` names the files. Only texts with a weight of 1 or more count.
+    Outputs whose targets are all equal are ignored, because they are not
+    learned.
     """
     counts: dict[str, int] = {}
     own = weights >= 1

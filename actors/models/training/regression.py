@@ -6,7 +6,12 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, StratifiedKFold
 
-from actors.models.training.arrays import Booleans, Doubles, Features, Indices
+from actors.models.training.arrays import (
+    Booleans,
+    Doubles,
+    Features,
+    Indices,
+)
 
 _FOLDS = 5
 _MAX_ITERATIONS = 2000
@@ -31,7 +36,10 @@ def fit_binary(x: Features, y: Doubles, weights: Doubles, strength: float) -> Lo
 def fit_multinomial(
     x: Features, y: Indices, weights: Doubles, strength: float
 ) -> tuple[Doubles, Doubles]:
-    """Fits exclusive classes. Returns weights [classes, features] and biases [classes]."""
+    """Fits exclusive classes.
+
+    Returns weights [classes, features] and biases [classes].
+    """
     model = LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS).fit(x, y, weights)
     if len(model.classes_) > 2:
         return model.coef_, model.intercept_
@@ -47,8 +55,8 @@ def cross_validation_folds(
 ) -> list[tuple[Indices, Indices]]:
     """Rows to train on and rows to validate on, for each fold.
 
-    `kinds` [kinds, rows] marks the rows that belong to each kind; every training part contains rows
-    of each kind.
+    `kinds` [kinds, rows] marks the rows that belong to each kind; every
+    training part contains rows of each kind.
     """
     folds = min(_FOLDS, len(classes))
     counts = np.bincount(classes)
@@ -60,7 +68,8 @@ def cross_validation_folds(
     if all(kinds[:, fit].any(axis=1).all() for fit, _ in found):
         return found
 
-    # By chance, one fold holds all rows of a rare kind: stratify by kind, with fewer folds.
+    # By chance, one fold holds all rows of a rare kind: stratify by kind,
+    # with fewer folds.
     if len(kinds) > 2:
         strata = classes
         folds = min(_FOLDS, int(counts.min()))

@@ -31,8 +31,8 @@ _TEMPERATURES = np.geomspace(0.3, 5, 60)
 class TrainedHead:
     """A head, and by output the regularization chosen for it and its validated scores.
 
-    `validated` holds the calibrated scores [texts] of texts that the model had not been trained on,
-    NaN for the others.
+    `validated` holds the calibrated scores [texts] of texts that the model
+    had not been trained on, NaN for the others.
     """
 
     head: Head
@@ -103,11 +103,20 @@ def _fit_output(examples: Examples, name: str, seed: int) -> _Fit:
     scores[rows[own]] = sigmoid(slope * logits[best][own] + shift)
 
     model = fit_binary(x, y, weights, best)
-    return _Fit(slope * model.coef_[0], slope * model.intercept_[0] + shift, best, scores)
+    return _Fit(
+        slope * model.coef_[0],
+        slope * model.intercept_[0] + shift,
+        best,
+        scores,
+    )
 
 
 def _validate_binary(
-    x: Features, y: Doubles, weights: Doubles, strength: float, seed: int
+    x: Features,
+    y: Doubles,
+    weights: Doubles,
+    strength: float,
+    seed: int,
 ) -> Doubles:
     """The logit of each row by a model that was not trained on it; NaN for auxiliary rows."""
     logits = np.full(len(y), np.nan)
@@ -144,13 +153,23 @@ def _fit_group(examples: Examples, group: Sequence[str], seed: int) -> dict[str,
 
     weight, bias = fit_multinomial(x, y, weights, best)
     return {
-        name: _Fit(weight[n] / temperature, bias[n] / temperature, best, scores[:, n])
+        name: _Fit(
+            weight[n] / temperature,
+            bias[n] / temperature,
+            best,
+            scores[:, n],
+        )
         for n, name in enumerate(group)
     }
 
 
 def _validate_group(
-    x: Features, y: Indices, weights: Doubles, strength: float, classes: int, seed: int
+    x: Features,
+    y: Indices,
+    weights: Doubles,
+    strength: float,
+    classes: int,
+    seed: int,
 ) -> Doubles:
     """Logits [rows, classes] by a model that was not trained on the row; 0 for auxiliary rows."""
     logits = np.zeros((len(y), classes))

@@ -22,7 +22,9 @@ LOCAL = LocalModel(("toxic", "insult", "threat"), ("toxic",), dict)
 
 
 IME = LocalModel(
-    ("emotion", "intergroup", "moral", "other"), ("emotion", "intergroup", "moral"), dict
+    ("emotion", "intergroup", "moral", "other"),
+    ("emotion", "intergroup", "moral"),
+    dict,
 )
 
 

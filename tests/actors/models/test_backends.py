@@ -21,7 +21,8 @@ from tests.support import ROOT
 def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path, encoder: Path) -> None:
     for broken in (tmp_path / "none", tmp_path):
         with pytest.raises(
-            ConfigError, match=r"^the model .* cannot be loaded .*; check model and revision"
+            ConfigError,
+            match=r"^the model .* cannot be loaded .*; check model and revision",
         ) as caught:
             load("transformer", settings(broken))
         assert "\n" not in str(caught.value)
@@ -34,7 +35,14 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path, encoder: 
 
 
 @pytest.mark.parametrize(
-    "changes", [{"max_tokens": 4}, {"threads": 0}, {"token_budget": -1}, {"gpu": 0}, {"gpu": 1.5}]
+    "changes",
+    [
+        {"max_tokens": 4},
+        {"threads": 0},
+        {"token_budget": -1},
+        {"gpu": 0},
+        {"gpu": 1.5},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):

@@ -20,7 +20,7 @@ from datasets.errors import RejectedPost
 
 
 class Recorder:
-    """A forward pass that notes what it was given, and has room for so many padded tokens."""
+    """Records its batches, and fails on more than `room` padded tokens."""
 
     def __init__(self, room: int = 10**9) -> None:
         self.shapes: list[tuple[int, int]] = []
@@ -119,7 +119,10 @@ def test_a_post_that_does_not_fit_alone_is_rejected_with_its_reason_and_costs_th
             assert isinstance(outcome, RejectedPost)
             assert str(error) in str(outcome)
         else:
-            assert outcome == {"sum": float(len(text) ** 2), "count": float(len(text))}
+            assert outcome == {
+                "sum": float(len(text) ** 2),
+                "count": float(len(text)),
+            }
     assert batcher.budget == 4096, "one post that is too long makes no batch of others smaller"
 
 

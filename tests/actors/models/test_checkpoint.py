@@ -21,7 +21,7 @@ from tests.actors.models.loading import IME, TEXTS, close, load, settings
 def pooled_by_hand(
     encoder: Path, state: dict[str, torch.Tensor], texts: Sequence[str], pooling: str
 ) -> Any:
-    """What the group's model computed, as plainly as it can be written."""
+    """The computation of the research group's model, in plain PyTorch."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
     network = transformers.AutoModel.from_pretrained(encoder).eval()
     network.load_state_dict(
@@ -29,7 +29,11 @@ def pooled_by_hand(
     )
     padding = "max_length" if pooling == "padded-mean" else "longest"
     encoded = tokenizer(
-        list(texts), padding=padding, max_length=512, truncation=True, return_tensors="pt"
+        list(texts),
+        padding=padding,
+        max_length=512,
+        truncation=True,
+        return_tensors="pt",
     )
     with torch.no_grad():
         found = network(encoded["input_ids"], attention_mask=encoded["attention_mask"])
@@ -67,7 +71,10 @@ def test_a_checkpoint_gives_what_it_was_trained_for(
     model = load("checkpoint", settings(base, checkpoint=str(path), pooling=pooling), IME)
     found = model.scores(TEXTS[:12])
     assert close(found, pooled_by_hand(base, state, TEXTS[:12], by_hand))
-    assert (model.model, model.revision.split()[1]) == (f"{base} + ime{suffix}", by_hand)
+    assert (model.model, model.revision.split()[1]) == (
+        f"{base} + ime{suffix}",
+        by_hand,
+    )
     assert found.std() > 0.01
 
 

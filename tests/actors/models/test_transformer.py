@@ -35,7 +35,8 @@ def test_a_transformers_labels_become_our_outputs_in_the_order_of_the_texts(
 
 def test_labels_that_are_named_like_the_outputs_need_no_mapping(folder: Path) -> None:
     model = load(
-        "transformer", settings(models.save_classifier(folder / "same", ["threat", "toxic"]))
+        "transformer",
+        settings(models.save_classifier(folder / "same", ["threat", "toxic"])),
     )
     found = model.scores(TEXTS[:5])
     assert close(found[:, [2, 0]], torch.softmax(logits(folder / "same", TEXTS[:5]), dim=1))
@@ -45,7 +46,10 @@ def test_labels_that_are_named_like_the_outputs_need_no_mapping(folder: Path) ->
     ("labels", "sentence"),
     [
         ({"toxic": "toxic"}, "has no label 'toxic'; it has fine, toxicity, insult"),
-        ({"toxicity": "poison"}, "there is no output 'poison'; use toxic, insult, threat"),
+        (
+            {"toxicity": "poison"},
+            "there is no output 'poison'; use toxic, insult, threat",
+        ),
         ({"insult": "insult"}, "the output 'toxic' is missing"),
         ({}, "the output 'toxic' is missing"),
     ],
@@ -58,7 +62,10 @@ def test_a_label_mapping_that_does_not_fit_is_refused(
 
 
 def test_long_texts_are_cut_and_empty_lists_are_no_error(classifier: Path) -> None:
-    model = load("transformer", settings(classifier, labels={"toxicity": "toxic"}, max_tokens=16))
+    model = load(
+        "transformer",
+        settings(classifier, labels={"toxicity": "toxic"}, max_tokens=16),
+    )
     words = "a b c d e f g h i j k l m n"  # 14 tokens, and two special ones
     assert model.scores([f"{words}{' z' * 3000}"])[0, 0] == pytest.approx(
         model.scores([words])[0, 0], abs=1e-6
@@ -67,8 +74,10 @@ def test_long_texts_are_cut_and_empty_lists_are_no_error(classifier: Path) -> No
     assert len(model.scores([])) == 0
 
 
-def test_the_revision_of_a_folder_follows_from_all_of_its_weights(folder: Path) -> None:
-    """Whether they lie in one file or in several."""
+def test_the_revision_of_a_folder_follows_from_all_of_its_weights(
+    folder: Path,
+) -> None:
+    """Whether they are in one file or in several."""
     labels = {"toxicity": "toxic"}
     revisions = []
     for name, size in (("one", "1GB"), ("many", "10KB")):
@@ -80,14 +89,19 @@ def test_the_revision_of_a_folder_follows_from_all_of_its_weights(folder: Path) 
                 network.classifier.bias += change
             network.save_pretrained(model, max_shard_size=size)
             revisions.append(
-                load("transformer", settings(model, labels=labels, activation="sigmoid")).revision
+                load(
+                    "transformer",
+                    settings(model, labels=labels, activation="sigmoid"),
+                ).revision
             )
         assert (len(list(model.glob("*.safetensors"))) > 1) == (name == "many")
     assert len(set(revisions)) == 4
 
 
-def test_a_token_that_the_model_does_not_know_rejects_its_post_only(folder: Path) -> None:
-    """A real failure of a real model: the tokenizer has a word for which there is no embedding."""
+def test_a_token_that_the_model_does_not_know_rejects_its_post_only(
+    folder: Path,
+) -> None:
+    """The tokenizer has a word for which the model has no embedding."""
     broken = models.save_classifier(folder / "narrow", ["toxic"])
     models.make_tokenizer([*models.VOCABULARY, "poison"]).save_pretrained(broken)
     wrapped = LocalClassifier(load("transformer", settings(broken, activation="sigmoid")), LOCAL)
@@ -100,7 +114,9 @@ def test_a_token_that_the_model_does_not_know_rejects_its_post_only(folder: Path
     assert close([outcome["toxic"] for outcome in found if isinstance(outcome, dict)], expected)
 
 
-def test_the_next_block_is_tokenized_during_the_forward_pass(classifier: Path) -> None:
+def test_the_next_block_is_tokenized_during_the_forward_pass(
+    classifier: Path,
+) -> None:
     model = load("transformer", settings(classifier, labels={"toxicity": "toxic"}))
     second_tokenized, order = threading.Event(), []
     runner = model._runner

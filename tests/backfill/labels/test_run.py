@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from actors.buffer import FlushPolicy
+from actors.flush_policy import FlushPolicy
 from actors.integrations import resolve
 from backfill.config import RunSettings
 from backfill.labels import phases
